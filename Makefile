@@ -1,0 +1,27 @@
+# One command for each thing that a contributor does. Each creates what it needs.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test lint clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .peers sgd-sai==1.0.3
+	touch $(READY)
+
+demo: $(READY)  ## train three real models with three optimizers and open the report
+	$(BIN)/sgd-sai compare --task all --out runs/demo
+
+test: $(READY)  ## the whole test-suite, in parallel
+	$(BIN)/pytest
+
+lint: $(READY)  ## style and strict types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .peers build dist runs

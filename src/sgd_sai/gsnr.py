@@ -1,0 +1,127 @@
+"""g-SNR: from the gradient of a block to its learning-rate scale.
+
+Pure functions. The optimizer, the tools and the tests call the same ones.
+
+    moments      n, Σg, Σg²                    of a block's gradient, in float64
+    G_snr        ‖g‖₂ / (√G_var + ε)           (Algorithm 1 of arXiv 2412.11768)
+    scale G̃ᵢ     G_snrᵢ / max_k G_snr_k        in (0, 1], frozen for the run
+
+With ε = 0,  G_snr = √d · √(1 + ḡ²/G_var):  where a block's mean gradient is small against its
+deviation, as in weight matrices, G_snr is √d to three digits. `sqrt_d` is that limit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: The g-SNR of a block that has not yet met a finite, non-zero gradient. A float like any other, so that
+#: every checkpoint format keeps it; negative, so that it can be taken neither for a G_snr nor for a zero.
+UNLATCHED = -1.0
+
+# Gradients are widened to float64 piece by piece: 2 MiB at a time instead of a copy of the tensor.
+_PIECE = 1 << 18
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The moments (n, Σg, Σg²) of a block's gradient; complex elements count as two reals."""
+
+    n: int
+    total: float
+    total_sq: float
+
+    @property
+    def norm(self) -> float:
+        """‖g‖₂."""
+        return math.sqrt(self.total_sq)
+
+    @property
+    def mean(self) -> float:
+        """ḡ, 0 for an empty block."""
+        return self.total / self.n if self.n else 0.0
+
+    def variance(self, *, unbiased: bool = False) -> float:
+        """(1/d) Σ (gⱼ − ḡ)², or with 1/(d−1); 0 where that is undefined.
+
+        Float64 sums lose about 1e-16 · ḡ²/G_var to cancellation, far below the floor that `g_snr` sets.
+        """
+        freedom = self.n - 1 if unbiased else self.n
+        if freedom <= 0:
+            return 0.0
+        return max(self.total_sq - self.total * self.mean, 0.0) / freedom
+
+    @property
+    def measurable(self) -> bool:
+        """True if the gradient is finite and not all zeros: then, and only then, a block latches."""
+        return 0.0 < self.total_sq < math.inf
+
+    @property
+    def finite(self) -> bool:
+        """False if the gradient holds a NaN or an infinity."""
+        return math.isfinite(self.total_sq)
+
+
+#: A scale rule: the moments of a block in, a positive raw scale out.
+Rule = Callable[[Moments], float]
+
+
+def g_snr(moments: Moments, *, eps: float = 1e-8, unbiased: bool = False) -> float:
+    """G_snr = ‖g‖₂ / (σ + ε), ε outside the root (Algorithm 1).
+
+    σ is floored at ‖g‖₂/d, so G_snr ≤ d: a scalar, or a block whose gradients are all equal, has σ = 0 and
+    would otherwise get ‖g‖₂/ε. The floor is ours; it is inactive unless |ḡ| exceeds about √d · σ.
+    """
+    sigma = math.sqrt(moments.variance(unbiased=unbiased))
+    floor = moments.norm / moments.n if moments.n else 0.0
+    return moments.norm / (max(sigma, floor) + eps)
+
+
+def sqrt_d(moments: Moments) -> float:
+    """√d, the value that G_snr takes where ḡ² ≪ G_var. It depends on the block's size alone."""
+    return math.sqrt(moments.n)
+
+
+def scale(gsnr: float, gsnr_max: float) -> float:
+    """G̃ = G_snr / max G_snr, capped at 1 for blocks that latch after the maximum was recorded."""
+    return min(gsnr / gsnr_max, 1.0)
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """A complex tensor as a view of pairs of reals, shape (*, 2); a real one as it is."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def measure(blocks: Sequence[Sequence[Tensor]]) -> list[Moments]:
+    """Moments of the gradients of each block, where a block is one tensor or several.
+
+    Tensors may differ in dtype and device. Sums are taken in float64 where the device has it; the host
+    waits for each device once, however many blocks there are.
+    """
+    sums: list[list[float]] = [[0.0, 0.0] for _ in blocks]
+    by_device: dict[torch.device, list[tuple[int, Tensor]]] = {}
+    for index, block in enumerate(blocks):
+        for gradient in block:
+            by_device.setdefault(gradient.device, []).append((index, _sums(as_real(gradient))))
+    for parts in by_device.values():
+        for (index, _), (total, total_sq) in zip(
+            parts, torch.stack([s for _, s in parts]).tolist(), strict=True
+        ):
+            sums[index][0] += total
+            sums[index][1] += total_sq
+    counts = [sum(as_real(gradient).numel() for gradient in block) for block in blocks]
+    return [Moments(n, *pair) for n, pair in zip(counts, sums, strict=True)]
+
+
+def _sums(gradient: Tensor) -> Tensor:
+    """(Σg, Σg²) as a tensor of shape (2,) on the gradient's device."""
+    wide = torch.float32 if gradient.device.type == "mps" else torch.float64  # Metal has no float64
+    sums = torch.zeros(2, dtype=wide, device=gradient.device)
+    for piece in torch.split(gradient.detach().reshape(-1), _PIECE):
+        x = piece.to(wide)
+        sums += torch.stack((x.sum(), x.dot(x)))
+    return sums

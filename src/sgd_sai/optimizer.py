@@ -1,0 +1,326 @@
+"""SGDSaI: a `torch.optim.Optimizer` whose step reads like Algorithm 1."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any, Literal, cast, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from sgd_sai import checkpoint, gsnr
+from sgd_sai.checkpoint import gsnr_keys
+from sgd_sai.gsnr import UNLATCHED, Moments, Rule
+from sgd_sai.options import Group, check_options, check_params, name_of
+from sgd_sai.update import reference
+
+
+class SGDSaI(Optimizer):
+    """SGD-SaI: SGD with momentum, scaled per block by the g-SNR of its first gradient (arXiv 2412.11768).
+
+    Per block i, at its first finite, non-zero gradient, then frozen (Algorithm 1)::
+
+        G_snr = ‖g‖₂ / (√G_var + ε)           G̃ᵢ = G_snrᵢ / max_k G_snr_k
+
+    and at every step::
+
+        m₁ = g₁;  m_t = μ m_{t−1} + (1 − μ) g_t
+        θ ← θ − λ η θ
+        θ ← θ − η G̃ᵢ m_t
+
+    Until a block meets such a gradient it is *unlatched*: its momentum stays zero, a zero gradient only
+    decays it, and a gradient with a NaN or an infinity leaves it as it is. A block that latches after the
+    first one is divided by the maximum recorded then, and capped at 1.
+
+    Args:
+        params: parameters, (name, parameter) pairs, or groups as dicts; every option below can be set per
+            group. Real and complex (as pairs of reals), any floating dtype.
+        lr: η ≥ 0, a float or a 0-dim tensor. Not AdamW's: see the README's table.
+        momentum: μ in [0, 1). With 0 no buffer is allocated.
+        eps: ε ≥ 0, added to the deviation outside the root.
+        weight_decay: λ ≥ 0, decoupled; a step shrinks θ by the factor 1 − λη, whatever its scale.
+        maximize: ascend. Gradients are never modified.
+        normalize: divide by the largest G_snr (Algorithm 1). False: the raw G_snr multiplies lr, as in the
+            authors' release 1.0.3.
+        unbiased: the variance with 1/(d−1), as in the tutorial listing and release 1.0.3, instead of 1/d.
+        measure_first: a block's first gradient is only measured and the block moves from its next one on,
+            as in the tutorial listing.
+        scale: "gsnr"; "sqrt_d", its limit √d, which depends on the block's size alone; or, for research, a
+            callable from `Moments` to a positive float.
+        blocks: "tensor", one block per parameter; "group", one block per parameter group.
+        split: cut each parameter of the group into this many equal blocks along dim 0 (3 for a fused
+            q, k, v weight).
+
+    The tutorial listing is ``unbiased=True, measure_first=True``; release 1.0.3 is
+    ``normalize=False, unbiased=True, weight_decay=1e-2``.
+
+    State, per parameter: ``momentum_buffer`` (float32 at least) and ``gsnr``, the raw G_snr as a float, −1
+    while unlatched (``gsnr_0``, ``gsnr_1``, … for a split one). Per group: ``gsnr_max``, the largest G_snr
+    of all groups at the first latch. Nothing else, so any checkpoint resumes exactly.
+
+    Raises:
+        ValueError, TypeError: an option or a parameter that is not allowed, by name; a sparse gradient.
+
+    Example:
+        >>> optimizer = SGDSaI(model.parameters(), lr=1.0, weight_decay=1e-4)
+        >>> loss_fn(model(x), y).backward()
+        >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        momentum: float = 0.9,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        normalize: bool = True,
+        unbiased: bool = False,
+        measure_first: bool = False,
+        scale: Literal["gsnr", "sqrt_d"] | Rule = "gsnr",
+        blocks: Literal["tensor", "group"] = "tensor",
+        split: int = 1,
+    ) -> None:
+        """See the class."""
+        defaults: Group = {
+            "lr": lr,
+            "momentum": momentum,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "normalize": normalize,
+            "unbiased": unbiased,
+            "measure_first": measure_first,
+            "scale": scale,
+            "blocks": blocks,
+            "split": split,
+            "gsnr_max": UNLATCHED,
+        }
+        check_options(defaults)
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group; its blocks latch at their first gradient. Raises as the constructor does."""
+        if isinstance(param_group, dict) and not isinstance(param_group.get("params"), Tensor | set):
+            param_group = {**param_group, "params": list(param_group["params"])}
+            check_options({**self.defaults, **param_group})
+            check_params(param_group, self.defaults, self.param_groups)
+        super().add_param_group(param_group)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Perform one step of Algorithm 1.
+
+        Args:
+            closure: reevaluates the model and returns the loss; called once.
+
+        Returns:
+            The closure's loss.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            gathered = [(group, self._gather(group)) for group in self.param_groups]
+            self._latch(gathered)
+            for group, pieces in gathered:
+                moving = [piece for piece in pieces if not piece.rests]
+                reference.update(
+                    [piece.param for piece in moving],
+                    [piece.grad for piece in moving],
+                    [piece.momentum for piece in moving],
+                    [_scale(piece.gsnr, group) for piece in moving],
+                    lr=group["lr"],
+                    momentum=group["momentum"],
+                    weight_decay=group["weight_decay"],
+                    maximize=group["maximize"],
+                )
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch.optim's; a callable scale rule is saved as its name, all else is tensors and plain values."""
+        return checkpoint.portable(super().state_dict())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue bit for bit from `state_dict`, whatever the parameters' dtype.
+
+        A checkpoint of the authors' release 1.0.3 continues as that release would: its groups are not
+        normalised and measure the unbiased variance.
+
+        Raises:
+            ValueError: it is not a state of this optimizer, or does not fit its parameters; nothing changes.
+        """
+        fitting = self.register_load_state_dict_pre_hook(checkpoint.fitted)  # runs after the user's own
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            fitting.remove()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a loaded or unpickled state."""
+        super().__setstate__(state)
+        checkpoint.unpack(self.state)
+
+    def _gather(self, group: Group) -> list[_Piece]:
+        """What has a gradient in the group, each with its state, which is created where it is missing."""
+        pieces: list[_Piece] = []
+        keys = gsnr_keys(group["split"])
+        for index, param in enumerate(group["params"]):
+            if param.grad is None:
+                continue
+            if param.grad.layout != torch.strided:
+                raise ValueError(
+                    f"{name_of(group, index)}: its gradient is sparse ({param.grad.layout}); allowed: dense, "
+                    "which nn.Embedding gives with sparse=False"
+                )
+            state = self.state[param]
+            for key in keys:
+                state.setdefault(key, UNLATCHED)
+            if group["momentum"] != 0 and "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(param, dtype=_state_dtype(param))
+                if state[keys[0]] != UNLATCHED:  # measured in an earlier step, or momentum was 0 until now
+                    _start(state["momentum_buffer"], param.grad, group["maximize"])
+            thetas, grads = _parts(param, len(keys)), _parts(param.grad, len(keys))
+            momenta = _parts(state["momentum_buffer"], len(keys)) if group["momentum"] != 0 else repeat(None)
+            for θ, g, m, key in zip(thetas, grads, momenta, keys):  # noqa: B905, as `repeat` has no end
+                pieces.append(_Piece(θ, g, m, state, key))
+        return pieces
+
+    def _latch(self, gathered: list[tuple[Group, list[_Piece]]]) -> None:
+        """Freeze the scale of each block that meets its first finite, non-zero gradient in this step."""
+        waiting = [(group, block) for group, pieces in gathered for block in _unlatched_blocks(group, pieces)]
+        if not waiting:
+            return
+        moments = gsnr.measure([[piece.grad for piece in block] for _, block in waiting])
+        # Every scale is known before the first is written: a rule that raises leaves the state as it was.
+        found = [
+            self._gsnr_of(group, of_block) if of_block.measurable else UNLATCHED
+            for (group, _), of_block in zip(waiting, moments, strict=True)
+        ]
+        for (group, block), of_block, raw in zip(waiting, moments, found, strict=True):
+            for piece in block:
+                if raw != UNLATCHED:
+                    piece.latch(raw, group)
+                else:
+                    piece.rests = not of_block.finite
+        if max(found) != UNLATCHED:
+            self._record_max(max(found))
+
+    def _gsnr_of(self, group: Group, moments: Moments) -> float:
+        """The raw G_snr of a block by the group's rule."""
+        if group["blocks"] == "group":
+            # A member whose gradient came late joins the block as it was measured.
+            for param in group["params"]:
+                measured: float = self.state.get(param, {}).get("gsnr", UNLATCHED)
+                if measured != UNLATCHED:
+                    return measured
+        rule = group["scale"]
+        if rule == "gsnr":
+            return gsnr.g_snr(moments, eps=group["eps"], unbiased=group["unbiased"])
+        if rule == "sqrt_d":
+            return gsnr.sqrt_d(moments)
+        raw = float(rule(moments))
+        if not 0.0 < raw < math.inf:
+            raise ValueError(f"scale: it gave {raw} for {moments}; allowed: a positive, finite number")
+        return raw
+
+    def _record_max(self, largest: float) -> None:
+        """Record the normaliser at the first latch, and hand it to the groups that were added since."""
+        recorded = max(group["gsnr_max"] for group in self.param_groups)
+        first = recorded == UNLATCHED
+        for group in self.param_groups:
+            group["gsnr_max"] = largest if first else recorded
+        if first:
+            self._warn_of_unlatched()
+
+    def _warn_of_unlatched(self) -> None:
+        names = [
+            name_of(group, index)
+            for group in self.param_groups
+            for index, param in enumerate(group["params"])
+            if param.requires_grad
+            and any(
+                self.state.get(param, {}).get(key, UNLATCHED) == UNLATCHED
+                for key in gsnr_keys(group["split"])
+            )
+        ]
+        if names:
+            shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            warnings.warn(
+                f"SGDSaI: {len(names)} parameter(s) met no finite, non-zero gradient in the first step; each "
+                f"is scaled when it does: {shown}. LoRA's A and zero-initialised layers do this.",
+                UserWarning,
+                stacklevel=4,
+            )
+
+
+SGD_sai = SGDSaI
+"""The name that the paper's tutorial and the authors' release use."""
+
+
+@dataclass(slots=True)
+class _Piece:
+    """A parameter, or one of the equal parts it is split into: real views, and the state with its G_snr."""
+
+    param: Tensor
+    grad: Tensor
+    momentum: Tensor | None
+    state: dict[str, Any]
+    key: str
+    rests: bool = False  # takes no part in this step's update
+
+    @property
+    def gsnr(self) -> float:
+        return cast(float, self.state[self.key])
+
+    def latch(self, gsnr: float, group: Group) -> None:
+        self.state[self.key] = gsnr
+        if group["measure_first"]:
+            self.rests = True
+            self.state.pop("momentum_buffer", None)  # absent = not begun: m₁ is the next gradient
+        elif self.momentum is not None:
+            _start(self.momentum, self.grad, group["maximize"])
+
+
+def _unlatched_blocks(group: Group, pieces: list[_Piece]) -> Iterator[list[_Piece]]:
+    waiting = [piece for piece in pieces if piece.gsnr == UNLATCHED]
+    if group["blocks"] == "tensor":
+        yield from ([piece] for piece in waiting)
+    elif waiting:
+        yield waiting
+
+
+def _scale(raw: float, group: Group) -> float:
+    """What multiplies lr for a block: G̃, or G_snr where the group is not normalised; 0 while unlatched."""
+    if raw == UNLATCHED:
+        return 0.0
+    return gsnr.scale(raw, group["gsnr_max"]) if group["normalize"] else raw
+
+
+def _start(momentum: Tensor, grad: Tensor, maximize: bool) -> None:
+    """m₁ = g₁, without a temporary."""
+    momentum.copy_(grad)
+    if maximize:
+        momentum.neg_()
+
+
+def _state_dtype(param: Tensor) -> torch.dtype:
+    return torch.promote_types(param.dtype, torch.float32)
+
+
+def _parts(tensor: Tensor, split: int) -> Iterable[Tensor]:
+    """Views of the equal parts along dim 0, complex numbers as pairs of reals."""
+    real = gsnr.as_real(tensor)
+    return (real,) if split == 1 else real.chunk(split)

@@ -1,0 +1,79 @@
+"""The options of a parameter group: what is allowed, and the errors that name what is not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from numbers import Real
+from typing import Any
+
+from torch import Tensor
+
+RULES = ("gsnr", "sqrt_d")
+
+#: A parameter group as torch.optim keeps it: "params" and the options of `SGDSaI`.
+Group = dict[str, Any]
+
+
+def name_of(group: Group, index: int) -> str:
+    """How a message calls a parameter: its name where the optimizer was given names, else its place."""
+    if "param_names" in group:
+        return f"parameter {group['param_names'][index]!r}"
+    return f"parameter {index} of its group, of shape {tuple(group['params'][index].shape)}"
+
+
+def check_options(options: Group) -> None:
+    """Raise for the first option that is not allowed, by name."""
+
+    def number(name: str, allowed: str, holds: Callable[[float], bool]) -> None:
+        given = options[name]
+        if name == "lr" and isinstance(given, Tensor):
+            if given.numel() != 1 or given.is_complex():
+                raise ValueError(
+                    f"lr: given a {given.dtype} tensor of shape {tuple(given.shape)}; allowed: one real"
+                )
+        elif isinstance(given, bool) or not isinstance(given, Real):
+            raise TypeError(f"{name}: given {given!r}; allowed: {allowed}")
+        if not holds(float(given)):
+            raise ValueError(f"{name}: given {given!r}; allowed: {allowed}")
+
+    number("lr", "a finite number ≥ 0, or a 0-dim tensor of one", lambda x: 0.0 <= x < math.inf)
+    number("momentum", "a number in [0, 1)", lambda x: 0.0 <= x < 1.0)
+    number("eps", "a finite number ≥ 0", lambda x: 0.0 <= x < math.inf)
+    number("weight_decay", "a finite number ≥ 0", lambda x: 0.0 <= x < math.inf)
+    for name in ("maximize", "normalize", "unbiased", "measure_first"):
+        if not isinstance(options[name], bool):
+            raise TypeError(f"{name}: given {options[name]!r}; allowed: True or False")
+    if options["scale"] not in RULES and not callable(options["scale"]):
+        raise ValueError(f"scale: given {options['scale']!r}; allowed: 'gsnr', 'sqrt_d' or a callable")
+    if options["blocks"] not in ("tensor", "group"):
+        raise ValueError(f"blocks: given {options['blocks']!r}; allowed: 'tensor' or 'group'")
+    split = options["split"]
+    if isinstance(split, bool) or not isinstance(split, int):
+        raise TypeError(f"split: given {split!r}; allowed: an integer ≥ 1")
+    if split < 1:
+        raise ValueError(f"split: given {split}; allowed: an integer ≥ 1")
+    if split > 1 and options["blocks"] == "group":
+        raise ValueError(
+            f"split: given {split} with blocks='group'; a group that is one block cannot be split"
+        )
+    if split > 1 and options["measure_first"]:
+        raise ValueError(f"split: given {split} with measure_first=True, which knows whole parameters only")
+
+
+def check_params(group: Group, defaults: Group, others: list[Group]) -> None:
+    """Raise for a parameter that is given twice, or that its group's split does not divide."""
+    split = {**defaults, **group}["split"]
+    seen = {id(param) for other in others for param in other["params"]}
+    for index, given in enumerate(group["params"]):
+        param = given[1] if isinstance(given, tuple) else given
+        if not isinstance(param, Tensor):
+            continue  # torch's own message names what it takes
+        name = repr(given[0]) if isinstance(given, tuple) else f"{index}, of shape {tuple(param.shape)}"
+        if id(param) in seen:
+            raise ValueError(f"params: parameter {name} is given twice; each may be given once")
+        seen.add(id(param))
+        if split > 1 and (param.dim() == 0 or param.size(0) % split):
+            raise ValueError(
+                f"split: given {split}, which does not divide dim 0 of parameter {name}, {tuple(param.shape)}"
+            )
