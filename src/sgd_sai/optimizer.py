@@ -150,7 +150,7 @@ class SGDSaI(Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch.optim's; a callable scale rule is saved as its name, all else is tensors and plain values."""
+        """As torch.optim's, tensors and plain values only: a callable scale rule is saved as its name."""
         return checkpoint.portable(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
