@@ -1,0 +1,274 @@
+"""The cases that break the published implementations, one test for each row that one process can show."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sgd_sai import UNLATCHED, SGDSaI
+
+
+def parameters(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
+    torch.manual_seed(0)
+    return [nn.Parameter(torch.randn(shape).to(dtype)) for shape in shapes]
+
+
+def give(params: list[nn.Parameter], *, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+
+
+def test_zero_first_gradient_latches_later() -> None:
+    a, b = params = parameters((4, 3), (20, 30))
+    optimizer = SGDSaI(params, lr=0.1)
+    give(params, seed=1)
+    a.grad.zero_()
+    before = a.detach().clone()
+    with pytest.warns(
+        UserWarning, match=r"SGDSaI: 1 parameter\(s\) met no .* parameter 0 of its group, of shape \(4, 3\)"
+    ):
+        optimizer.step()
+    assert optimizer.state[a]["gsnr"] == UNLATCHED
+    assert torch.equal(a, before)
+    assert not optimizer.state[a]["momentum_buffer"].any()
+
+    give(params, seed=2)
+    g = a.grad.clone()
+    optimizer.step()  # m at latch is that gradient, not (1 − μ) g
+    assert torch.equal(optimizer.state[a]["momentum_buffer"], g)
+    raw = (g.norm() / g.std(correction=0)).item()
+    assert optimizer.state[a]["gsnr"] == pytest.approx(raw, rel=1e-6)
+    largest = optimizer.state[b]["gsnr"]
+    torch.testing.assert_close(a.detach(), before - 0.1 * raw / largest * g)
+
+
+def test_zero_gradient_decays_an_unlatched_block_as_algorithm_1_does() -> None:
+    (p,) = parameters((4, 3))
+    before = p.detach().clone()
+    p.grad = torch.zeros_like(p)
+    SGDSaI([p], lr=0.5, weight_decay=0.1).step()
+    torch.testing.assert_close(p.detach(), before * 0.95)
+
+
+def test_a_step_with_zero_gradients_and_lr_zero_latches_nothing() -> None:
+    """What distributed checkpoints and torchtitan do before training."""
+    params = parameters((4, 3), (20, 30))
+    optimizer = SGDSaI(params, lr=0.0, weight_decay=0.1)
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    before = copy.deepcopy(params)
+    optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True))
+    assert all(set(optimizer.state[p]) == {"momentum_buffer", "gsnr"} for p in params)
+    assert all(optimizer.state[p]["gsnr"] == UNLATCHED for p in params)
+    assert optimizer.param_groups[0]["gsnr_max"] == UNLATCHED
+
+    fresh = SGDSaI(before, lr=0.1)
+    optimizer.param_groups[0].update(lr=0.1, weight_decay=0.0)
+    for step in range(3):
+        give(params, seed=step)
+        give(before, seed=step)
+        optimizer.step()
+        fresh.step()
+    assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True))
+
+
+def test_gradient_that_is_none_at_first() -> None:
+    a, b = params = parameters((4, 3), (20, 30))
+    optimizer = SGDSaI([("first", a), ("second", b)], lr=0.1)
+    give([b], seed=1)
+    with pytest.warns(UserWarning, match="parameter 'first'"):
+        optimizer.step()
+    assert a not in optimizer.state
+    give(params, seed=2)
+    optimizer.step()
+    assert optimizer.state[a]["gsnr"] == pytest.approx(math.sqrt(12), rel=0.2)
+    give(params, seed=3)
+    optimizer.step()  # and no second warning: warnings are errors here
+
+
+def test_added_parameter_group_latches_at_its_first_gradient() -> None:
+    a, b = parameters((20, 30), (4, 3))
+    optimizer = SGDSaI([a], lr=0.1)
+    give([a], seed=1)
+    optimizer.step()
+    largest = optimizer.param_groups[0]["gsnr_max"]
+    optimizer.add_param_group({"params": [b], "lr": 0.2})
+    give([a, b], seed=2)
+    before = b.detach().clone()
+    optimizer.step()
+    assert optimizer.param_groups[1]["gsnr_max"] == largest
+    torch.testing.assert_close(b.detach(), before - 0.2 * optimizer.state[b]["gsnr"] / largest * b.grad)
+
+
+def test_late_block_is_capped_at_one_and_its_raw_value_kept() -> None:
+    small, large = parameters((4, 3), (20, 30))
+    optimizer = SGDSaI([small, large], lr=0.1, momentum=0.0)
+    give([small], seed=1)
+    with pytest.warns(UserWarning, match="SGDSaI"):
+        optimizer.step()
+    give([small, large], seed=2)
+    before = large.detach().clone()
+    optimizer.step()
+    assert optimizer.state[large]["gsnr"] > optimizer.param_groups[0]["gsnr_max"]
+    assert optimizer.state[large]["gsnr"] == pytest.approx(math.sqrt(600), rel=0.05)
+    torch.testing.assert_close(large.detach(), before - 0.1 * large.grad)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_scalar_parameter_gets_one(size: float) -> None:
+    """σ = 0: without a floor G would be |g|/ε, and as the maximum crush every other scale."""
+    scalar, matrix = parameters((), (20, 30))
+    optimizer = SGDSaI([scalar, matrix], lr=0.1, eps=1e-12)
+    give([scalar, matrix], seed=1)
+    scalar.grad.fill_(size)
+    optimizer.step()
+    assert optimizer.state[scalar]["gsnr"] == pytest.approx(1.0, rel=1e-5)
+    assert optimizer.param_groups[0]["gsnr_max"] == optimizer.state[matrix]["gsnr"]
+
+
+def test_equal_gradients_get_at_most_d() -> None:
+    (p,) = parameters((5, 2))
+    optimizer = SGDSaI([p], lr=0.1)
+    p.grad = torch.full((5, 2), 3.0)
+    optimizer.step()
+    assert optimizer.state[p]["gsnr"] == pytest.approx(10.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_non_finite_first_gradient_leaves_its_block_and_the_others_go_on(bad: float) -> None:
+    a, b = params = parameters((4, 3), (20, 30))
+    optimizer = SGDSaI(params, lr=0.1, weight_decay=0.1)
+    give(params, seed=1)
+    a.grad[0, 0] = bad
+    before = copy.deepcopy(params)
+    with pytest.warns(UserWarning, match="SGDSaI"):
+        optimizer.step()
+    assert torch.equal(a, before[0])
+    assert optimizer.state[a]["gsnr"] == UNLATCHED
+    assert not torch.equal(b, before[1])
+    assert math.isfinite(optimizer.param_groups[0]["gsnr_max"])
+    give(params, seed=2)
+    optimizer.step()
+    assert optimizer.state[a]["gsnr"] > 0
+    assert all(p.isfinite().all() for p in params)
+    assert torch.equal(optimizer.state[a]["momentum_buffer"], a.grad)
+
+
+def test_overflow_of_every_gradient_moves_nothing() -> None:
+    params = parameters((4, 3), (20, 30))
+    optimizer = SGDSaI(params, lr=0.1)
+    for p in params:
+        p.grad = torch.full_like(p, math.inf)
+    before = copy.deepcopy(params)
+    optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True))
+    assert optimizer.param_groups[0]["gsnr_max"] == UNLATCHED
+
+
+def test_without_momentum_no_buffer_is_allocated() -> None:
+    (p,) = parameters((4, 3))
+    optimizer = SGDSaI([p], lr=0.1, momentum=0.0)
+    give([p], seed=1)
+    before = p.detach().clone()
+    optimizer.step()
+    assert set(optimizer.state[p]) == {"gsnr"}
+    torch.testing.assert_close(p.detach(), before - 0.1 * p.grad)
+
+
+def test_closure_is_evaluated_once() -> None:
+    (p,) = parameters((4, 3))
+    optimizer = SGDSaI([p], lr=0.1)
+    calls = []
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = (p**2).sum()
+        loss.backward()
+        calls.append(loss.item())
+        return loss.item()
+
+    assert optimizer.step(closure) == calls[0]
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_gradients_are_never_modified(maximize: bool) -> None:
+    params = parameters((4, 3), (20, 30))
+    optimizer = SGDSaI(params, lr=0.1, weight_decay=0.1, maximize=maximize)
+    for step in range(3):
+        give(params, seed=step)
+        kept = [p.grad.clone() for p in params]
+        optimizer.step()
+        assert all(torch.equal(p.grad, g) for p, g in zip(params, kept, strict=True))
+
+
+def test_maximize_is_minimising_the_negative() -> None:
+    up, down = parameters((4, 3)), parameters((4, 3))
+    ascend, descend = (
+        SGDSaI(up, lr=0.1, weight_decay=0.1, maximize=True),
+        SGDSaI(down, lr=0.1, weight_decay=0.1),
+    )
+    for step in range(3):
+        give(up, seed=step)
+        down[0].grad = -up[0].grad
+        ascend.step()
+        descend.step()
+    assert torch.equal(up[0], down[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_parameters_keep_float32_momentum_and_exact_gsnr(dtype: torch.dtype) -> None:
+    (p,) = parameters((40, 30), dtype=dtype)
+    optimizer = SGDSaI([p], lr=0.1)  # ε = 1e-8 is zero in fp16: it must never be rounded to it
+    p.grad = torch.full_like(p, 1e-3)
+    p.grad[0] = -1e-3
+    optimizer.step()
+    assert optimizer.state[p]["momentum_buffer"].dtype == torch.float32
+    g = p.grad.double()
+    assert optimizer.state[p]["gsnr"] == pytest.approx(
+        (g.norm() / (g.std(correction=0) + 1e-8)).item(), rel=1e-12
+    )
+
+
+def test_complex_parameters_are_pairs_of_reals() -> None:
+    torch.manual_seed(0)
+    z = nn.Parameter(torch.randn(4, 3, dtype=torch.complex64))
+    pairs = nn.Parameter(torch.view_as_real(z.detach()).clone())
+    a, b = SGDSaI([z], lr=0.1, weight_decay=0.1), SGDSaI([pairs], lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        z.grad = torch.randn(4, 3, dtype=torch.complex64)
+        pairs.grad = torch.view_as_real(z.grad).clone()
+        a.step()
+        b.step()
+    assert a.state[z]["gsnr"] == b.state[pairs]["gsnr"]
+    assert torch.equal(torch.view_as_real(z.detach()), pairs.detach())
+
+
+def test_cancellation_does_not_spoil_the_variance() -> None:
+    """A mean 100 times the deviation, in a large block: Σg² − (Σg)²/n in float32 would be noise."""
+    p = nn.Parameter(torch.zeros(1000, 1000))
+    torch.manual_seed(0)
+    p.grad = 1.0 + 1e-2 * torch.randn(1000, 1000)
+    optimizer = SGDSaI([p], lr=0.1)
+    optimizer.step()
+    g = p.grad.double()
+    assert optimizer.state[p]["gsnr"] == pytest.approx(
+        (g.norm() / (g.std(correction=0) + 1e-8)).item(), rel=1e-6
+    )
+
+
+def test_sparse_gradient_is_refused_by_name_and_nothing_moves() -> None:
+    dense, sparse = nn.Linear(3, 2), nn.Embedding(5, 3, sparse=True)
+    named = [*dense.named_parameters(), ("table", sparse.weight)]
+    optimizer = SGDSaI(named, lr=0.1)
+    dense(sparse(torch.tensor([1, 2]))).sum().backward()
+    before = dense.weight.detach().clone()
+    with pytest.raises(ValueError, match=r"parameter 'table': its gradient is sparse .*sparse=False"):
+        optimizer.step()
+    assert torch.equal(dense.weight, before)
