@@ -1,4 +1,4 @@
-"""The command line: `sgd-sai COMMAND …`. One row of `COMMANDS` each; a command's module is imported on use."""
+"""The command line: `sgd-sai COMMAND …`, one row of `COMMANDS` each; modules are imported on use."""
 
 from __future__ import annotations
 
