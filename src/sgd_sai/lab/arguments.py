@@ -1,0 +1,107 @@
+"""Command-line arguments that the lab's commands share, and their one-line errors."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from sgd_sai.cli import CommandError
+from sgd_sai.lab.optimizers import OPTIMIZERS
+from sgd_sai.lab.runner import load
+from sgd_sai.lab.tasks import TASKS
+
+
+def add_shared(parser: argparse.ArgumentParser) -> None:
+    """What both `compare` and `tune` take."""
+    parser.add_argument(
+        "--task", default="all", metavar="NAMES", help=f"{', '.join(TASKS)}, several with commas, or all (default)"
+    )
+    parser.add_argument(
+        "--optimizer", default="all", metavar="NAMES", help=f"{', '.join(OPTIMIZERS)}, likewise (default: all)"
+    )
+    parser.add_argument("--steps", metavar="N", help="steps of each run (default: the task's own)")
+    parser.add_argument("--data", metavar="PATH", type=Path, help="for gpt: a text file or a folder of them")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the runs (default: a new one in runs/)")
+    parser.add_argument("--resume", action="store_true", help="go on with the runs in DIR where they stopped")
+    parser.add_argument("--threads", metavar="N", help="threads of torch (default: torch's own number)")
+
+
+def names(option: str, given: str, known: Iterable[str]) -> list[str]:
+    """Comma-separated names out of `known`, each once; `all` is all of them."""
+    known = list(known)
+    asked = [name.strip() for name in given.split(",")]
+    if asked == ["all"]:
+        return known
+    for name in asked:
+        if name not in known:
+            raise CommandError(f"{option}: given {name!r}; allowed: {', '.join(known)}, or all")
+    return list(dict.fromkeys(asked))
+
+
+def integers(option: str, given: str) -> list[int]:
+    """Comma-separated integers ≥ 0, each once."""
+    return list(dict.fromkeys(integer(option, word.strip(), least=0) for word in given.split(",")))
+
+
+def integer(option: str, given: str, *, least: int) -> int:
+    """An integer ≥ `least`."""
+    try:
+        value = int(given)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise CommandError(f"{option}: given {given!r}; allowed: an integer ≥ {least}")
+    return value
+
+
+def learning_rate(option: str, given: str) -> float:
+    """A finite number > 0."""
+    try:
+        value = float(given)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < math.inf:
+        raise CommandError(f"{option}: given {given!r}; allowed: a finite number > 0")
+    return value
+
+
+def threads(given: str | None) -> int:
+    """What was asked for, or torch's own number."""
+    return torch.get_num_threads() if given is None else integer("--threads", given, least=1)
+
+
+def check_data(tasks: Iterable[str], data: Path | None) -> None:
+    """Load every task's data once, so that nothing is begun that cannot be carried out."""
+    for task in tasks:
+        try:
+            load(task, None if data is None else str(data))
+        except ValueError as error:
+            raise CommandError(str(error)) from None
+
+
+def folder(out: Path | None, resume: bool, default: Path) -> Path:
+    """The folder to write to. It is empty or missing, unless `resume`."""
+    if out is None:
+        if resume:
+            raise CommandError("--resume: needs --out, the folder of the runs to go on with")
+        return default
+    if out.exists() and not out.is_dir():
+        raise CommandError(f"--out: {out} is a file; allowed: a folder")
+    if not resume and out.is_dir() and any(out.iterdir()):
+        raise CommandError(f"--out: {out} is not empty; give another folder, or --resume to go on with its runs")
+    return out
+
+
+def make_folder(out: Path) -> None:
+    """Create `out` and see that it can be written to."""
+    probe = out / ".writable"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise CommandError(f"--out: cannot write to {out}: {error.strerror}") from None

@@ -1,0 +1,85 @@
+"""`sgd-sai compare`: train real models with several optimizers under the same conditions, and report.
+
+For one task and one seed, every optimizer starts from the same weights and sees the same batches in the same
+order on the same schedule; the learning rates were tuned by `sgd-sai tune` on another seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from sgd_sai.cli import CommandError
+from sgd_sai.lab import arguments, provenance, report, runner, tuned
+from sgd_sai.lab.optimizers import OPTIMIZERS
+from sgd_sai.lab.records import RunConfig
+from sgd_sai.lab.study import study
+from sgd_sai.lab.tasks import TASKS
+
+#: A run to do: what, where, and where its learning rate comes from.
+Plan = tuple[RunConfig, Path, dict[str, Any] | None]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `sgd-sai compare`."""
+    arguments.add_shared(parser)
+    parser.add_argument("--seeds", default="0", metavar="N,N", help="one run of each with each seed (default: 0)")
+    parser.add_argument("--lr", metavar="X", help="peak learning rate, where one optimizer is given")
+    parser.add_argument(
+        "--tuned", metavar="FILE", type=Path, default=tuned.OWN, help="learning rates from `sgd-sai tune`"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run what is left to run and write the report, also after Ctrl-C; 0."""
+    plans, out = _plan(args)
+    arguments.make_folder(out)
+    try:
+        with study(sum(config.steps for config, _, _ in plans)) as runs:
+            for plan in plans:
+                runs.run(*plan)
+    finally:
+        if any(out.glob("*/run.json")):
+            print(f"report: {report.write([out], out / 'report.html')}")
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> tuple[list[Plan], Path]:
+    """The runs and their folder. Every input is checked before anything is written."""
+    tasks = arguments.names("--task", args.task, TASKS)
+    optimizers = arguments.names("--optimizer", args.optimizer, OPTIMIZERS)
+    seeds = arguments.integers("--seeds", args.seeds)
+    steps = None if args.steps is None else arguments.integer("--steps", args.steps, least=1)
+    threads = arguments.threads(args.threads)
+    lr = None if args.lr is None else arguments.learning_rate("--lr", args.lr)
+    if lr is not None and len(optimizers) > 1:
+        raise CommandError(f"--lr: given for {len(optimizers)} optimizers; name one with --optimizer")
+    out = arguments.folder(args.out, args.resume, Path("runs", "compare-" + provenance.now()[:19].replace(":", "")))
+    data = None if args.data is None else str(args.data)
+    plans: list[Plan] = []
+    try:
+        entries = tuned.read(args.tuned)
+        for task in tasks:
+            for seed in seeds:
+                for optimizer in optimizers:
+                    rate, tuning = (lr, None) if lr is not None else _tuned(entries, task, optimizer)
+                    config = RunConfig(task, optimizer, seed, steps or TASKS[task].steps, rate, data, threads)
+                    plans.append((config, out / f"{task}-{optimizer}-{seed}", tuning))
+        for config, folder, _ in plans:
+            runner.check_resumable(config, folder)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    arguments.check_data(tasks, args.data)
+    return plans, out
+
+
+def _tuned(entries: dict[str, dict[str, Any]], task: str, optimizer: str) -> tuple[float, dict[str, Any]]:
+    try:
+        entry = entries[task][optimizer]
+    except KeyError:
+        raise CommandError(
+            f"no learning rate is tuned for {optimizer} on {task}: give --lr, or run "
+            f"`sgd-sai tune --task {task} --optimizer {optimizer}` and give its --tuned file"
+        ) from None
+    return float(entry["lr"]), {key: entry[key] for key in ("grid", "seed", "steps")}

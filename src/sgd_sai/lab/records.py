@@ -1,0 +1,151 @@
+"""What a run leaves on disk: `run.json`, and `metrics.jsonl` with one line per logged step.
+
+A line of training is {"step", "seconds", "train_loss", "lr", "step_ms"}, means over the steps since the last
+line (lr: of the last step; step_ms: median milliseconds of optimizer.step). A line of evaluation is {"step",
+"seconds", "val_loss", "val_accuracy"}. Seconds are of training alone, without evaluation and checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+RUN, METRICS, CHECKPOINT = "run.json", "metrics.jsonl", "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What determines a run on a given machine.
+
+    Attributes:
+        task, optimizer: names in the registries.
+        seed: of the initial weights and of the order of the data.
+        steps, lr: their number, and the peak learning rate.
+        data: the data path, or None for the task's own.
+        threads: of torch.
+    """
+
+    task: str
+    optimizer: str
+    seed: int
+    steps: int
+    lr: float
+    data: str | None
+    threads: int
+
+
+@dataclass
+class Record:
+    """`run.json`.
+
+    Attributes:
+        config: what was run.
+        status: "running", also of a run that was killed; "interrupted"; "diverged"; "finished".
+        task: title, about, metric, unit, data, clip and shrink, as they were.
+        parameters: how many the model has.
+        tuning: where lr comes from: its grid, the seed and steps it was tuned with; None for `--lr`.
+        machine, versions, command, date: where, with what, how and when (start, UTC).
+        result: steps, seconds, state_bytes, and val_loss, val_accuracy or, of a diverged run, diverged_at,
+            a step; None until there is one.
+    """
+
+    config: RunConfig
+    status: str
+    task: dict[str, Any]
+    parameters: int
+    tuning: dict[str, Any] | None
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    command: str
+    date: str
+    result: dict[str, Any] | None = None
+
+    def write(self, folder: Path) -> None:
+        """Write `run.json` into `folder`."""
+        write_json(folder / RUN, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Record:
+        """Read `run.json` of `folder`; ValueError, one line, if it is none."""
+        path = folder / RUN
+        try:
+            fields = json.loads(path.read_text())
+            return cls(**{**fields, "config": RunConfig(**fields["config"])})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}: not the record of a run ({type(error).__name__}: {error})") from None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as it is read back: its record, and its lines of training and of evaluation."""
+
+    record: Record
+    training: list[dict[str, float]]
+    evaluations: list[dict[str, float]]
+
+
+def read_runs(folders: Iterable[Path]) -> list[Run]:
+    """Every run in or below `folders`, in the order in which they were started. ValueError, one line."""
+    runs = []
+    for folder in folders:
+        found = sorted(path.parent for path in folder.rglob(RUN))
+        if not found:
+            raise ValueError(f"{folder}: holds no run; a run is a folder with {RUN} and {METRICS}")
+        runs += [_read_run(each) for each in found]
+    return sorted(runs, key=lambda run: run.record.date)
+
+
+def _read_run(folder: Path) -> Run:
+    record, path = Record.read(folder), folder / METRICS
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON Lines ({error})") from None
+    return Run(
+        record,
+        [line for line in lines if "train_loss" in line],
+        [line for line in lines if "val_loss" in line],
+    )
+
+
+def write_aside(path: Path, content: str | bytes) -> None:
+    """Write a file aside and rename it: it is the old one or the new one, never half of it."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON aside and rename it; ValueError for a NaN or an infinity, which JSON has not."""
+    write_aside(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+class MetricsFile:
+    """`metrics.jsonl` of a run, open for appending whole lines."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        """Open it and cut it after its first `keep` bytes, which a checkpoint has vouched for."""
+        self._file = (folder / METRICS).open("ab")
+        self._file.truncate(keep)
+
+    def append(self, line: dict[str, float]) -> None:
+        """Append a line: six significant digits are more than two machines agree on."""
+        rounded = {key: value if isinstance(value, int) else float(f"{value:.6g}") for key, value in line.items()}
+        self._file.write(json.dumps(rounded, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+
+    def sync(self) -> int:
+        """Wait until the lines are on disk; how many bytes they are."""
+        os.fsync(self._file.fileno())
+        return self._file.seek(0, os.SEEK_END)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

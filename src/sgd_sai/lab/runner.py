@@ -1,0 +1,229 @@
+"""One run: a model, an optimizer, a seed. A run that is killed at any moment resumes bit for bit."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.tensorboard import SummaryWriter
+
+from sgd_sai.lab import optimizers, provenance
+from sgd_sai.lab.records import CHECKPOINT, RUN, MetricsFile, Record, RunConfig, write_aside
+from sgd_sai.lab.tasks import TASKS, Problem
+
+WARM_UP = 0.1  # of the steps
+EVALUATIONS = 20  # in a run, and one before its first step
+LOG_EVERY = 5  # steps
+CHECKPOINT_EVERY = 25  # steps, a multiple of LOG_EVERY: no line is begun when one is written
+DIVERGED = 100.0  # nats; guessing costs ln(classes), 5.5 for bytes
+
+#: (step, training loss, learning rate), after every step.
+Watcher = Callable[[int, float, float], None]
+
+
+def schedule(step: int, steps: int) -> float:
+    """What multiplies the learning rate at `step` = 0, 1, …: linear warm-up, then a cosine down to 0."""
+    warm_up = max(1, round(WARM_UP * steps))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
+@lru_cache(maxsize=1)
+def load(task: str, data: str | None) -> Problem:
+    """The problem of a task; the last one is kept for the next run."""
+    return TASKS[task].load(None if data is None else Path(data))
+
+
+def check_resumable(config: RunConfig, folder: Path) -> None:
+    """ValueError, one line, if `folder` holds a run of another configuration."""
+    if not (folder / RUN).exists():
+        return
+    held, asked = asdict(Record.read(folder).config), asdict(config)
+    differences = [f"{key} {held[key]}, not {asked[key]}" for key in asked if held[key] != asked[key]]
+    if differences:
+        raise ValueError(f"--resume: {folder} holds a run with {', '.join(differences)}")
+
+
+def train(config: RunConfig, folder: Path, tuning: dict[str, Any] | None, watch: Watcher) -> Record:
+    """Run `config` in `folder`, or go on where the last checkpoint there left it.
+
+    Everything a step depends on is a function of (seed, step) or in the checkpoint: weights, optimizer state,
+    torch's generator, step. The schedule is a function of the step.
+
+    Args:
+        config: what to run.
+        folder: where its files are; created if it is missing.
+        tuning: where lr comes from, for the record.
+        watch: told of every step.
+
+    Raises:
+        KeyboardInterrupt: the record says "interrupted" then, and resuming goes on.
+    """
+    begun = provenance.now()
+    if (folder / RUN).exists():
+        held = Record.read(folder)
+        if held.status in ("finished", "diverged"):
+            return held
+        begun = held.date
+    torch.set_num_threads(config.threads)
+    task, problem = TASKS[config.task], load(config.task, config.data)
+    torch.manual_seed(config.seed)
+    model = problem.model()
+    model.train()
+    optimizer = optimizers.build(config.optimizer, model, config.lr, task.shrink)
+    described = ("title", "about", "metric", "unit", "clip", "shrink")
+    record = Record(
+        config=config,
+        status="running",
+        task={**{name: getattr(task, name) for name in described}, "data": problem.data},
+        parameters=sum(param.numel() for param in model.parameters()),
+        tuning=tuning,
+        machine=provenance.machine(),
+        versions=provenance.versions(),
+        command=provenance.command(),
+        date=begun,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write(folder)
+    run = _Running(config, folder, problem, model, optimizer, task.clip)
+    try:
+        record.result, record.status = run.to_the_end(watch)
+    except BaseException:
+        record.status = "interrupted"
+        raise
+    finally:
+        run.close()
+        record.write(folder)
+    return record
+
+
+class _Running:
+    """A run in progress."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        problem: Problem,
+        model: nn.Module,
+        optimizer: Optimizer,
+        clip: float | None,
+    ) -> None:
+        self.config, self.folder, self.problem = config, folder, problem
+        self.model, self.optimizer, self.clip = model, optimizer, clip
+        self.step, self.seconds = 0, 0.0
+        kept = self._restore()
+        self.metrics = MetricsFile(folder, kept)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=self.step + 1)  # type: ignore[no-untyped-call]
+        self.losses: list[float] = []  # since the last line
+        self.durations: list[float] = []  # of optimizer.step, in seconds, likewise
+
+    def to_the_end(self, watch: Watcher) -> tuple[dict[str, Any], str]:
+        """The result and the status."""
+        steps = self.config.steps
+        evaluate_every = max(1, steps // EVALUATIONS)
+        held_out = self._evaluate() if self.step == 0 else {}
+        while self.step < steps:
+            loss = self._train_one()
+            if not loss < DIVERGED:
+                return self._result(diverged_at=self.step), "diverged"
+            watch(self.step, loss, self.optimizer.param_groups[0]["lr"])
+            last = self.step == steps
+            if self.step % LOG_EVERY == 0 or last:
+                self._log()
+            if self.step % evaluate_every == 0 or last:
+                held_out = self._evaluate()
+                if not held_out["val_loss"] < DIVERGED:
+                    return self._result(diverged_at=self.step), "diverged"
+            if self.step % CHECKPOINT_EVERY == 0 or last:
+                self._save()
+        if not held_out:  # it was killed between its last checkpoint and its record
+            held_out = self.problem.evaluate(self.model)
+        return self._result(**held_out), "finished"
+
+    def _train_one(self) -> float:
+        """One training step; its loss."""
+        begun = time.perf_counter()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * schedule(self.step, self.config.steps)
+        loss = self.problem.loss(self.model, self.problem.batch(self.config.seed, self.step))
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        before = time.perf_counter()
+        self.optimizer.step()
+        ended = time.perf_counter()
+        self.seconds += ended - begun
+        self.durations.append(ended - before)
+        self.losses.append(loss.item())
+        self.step += 1
+        return self.losses[-1]
+
+    def _log(self) -> None:
+        line = {
+            "train_loss": math.fsum(self.losses) / len(self.losses),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "step_ms": 1e3 * median(self.durations),
+        }
+        self.losses.clear()
+        self.durations.clear()
+        self._append(line)
+
+    def _evaluate(self) -> dict[str, float]:
+        held_out = self.problem.evaluate(self.model)
+        if held_out["val_loss"] < DIVERGED:
+            self._append(held_out)
+        return held_out
+
+    def _append(self, line: dict[str, float]) -> None:
+        self.metrics.append({"step": self.step, "seconds": self.seconds, **line})
+        for name, value in line.items():
+            self.board.add_scalar(name, value, self.step)  # type: ignore[no-untyped-call]
+
+    def _result(self, **more: float) -> dict[str, Any]:
+        result = {"steps": self.step, "seconds": round(self.seconds, 3)}
+        return {**result, "state_bytes": optimizers.state_bytes(self.optimizer), **more}
+
+    def _save(self) -> None:
+        content = io.BytesIO()
+        torch.save(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "rng": torch.get_rng_state(),
+                "step": self.step,
+                "seconds": self.seconds,
+                "metrics_bytes": self.metrics.sync(),
+            },
+            content,
+        )
+        write_aside(self.folder / CHECKPOINT, content.getvalue())
+
+    def _restore(self) -> int:
+        """Take over the checkpoint, if there is one; how many bytes of the metrics belong to it."""
+        path = self.folder / CHECKPOINT
+        if not path.exists():
+            return 0
+        saved = torch.load(path, weights_only=True)
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        torch.set_rng_state(saved["rng"])
+        self.step, self.seconds = saved["step"], saved["seconds"]
+        return int(saved["metrics_bytes"])
+
+    def close(self) -> None:
+        """Close the files."""
+        self.metrics.close()
+        self.board.close()  # type: ignore[no-untyped-call]

@@ -1,0 +1,96 @@
+"""What a task is: a model, batches that depend on (seed, step) alone, and a held-out measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+#: Inputs, and the class of each position, of shape () or (length,) per sample.
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A task with its data loaded.
+
+    Attributes:
+        model: makes the model; its initial weights come from torch's global generator.
+        batch: (seed, step) → the batch of that step, a pure function, so that a run resumes exactly.
+        validation: the held-out batches, the same for every run.
+        data: what the data is, for the record.
+    """
+
+    model: Callable[[], nn.Module]
+    batch: Callable[[int, int], Batch]
+    validation: list[Batch]
+    data: str
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean cross-entropy of the batch in nats, a 0-dim tensor."""
+        inputs, classes = batch
+        return F.cross_entropy(model(inputs).logits.flatten(0, -2), classes.flatten())
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """{"val_loss": nats a class, "val_accuracy": fraction} on all held-out batches."""
+        model.eval()
+        loss = right = count = 0.0
+        for inputs, classes in self.validation:
+            logits, flat = model(inputs).logits.flatten(0, -2), classes.flatten()
+            loss += F.cross_entropy(logits, flat, reduction="sum").item()
+            right += (logits.argmax(-1) == flat).sum().item()
+            count += flat.numel()
+        model.train()
+        return {"val_loss": loss / count, "val_accuracy": right / count}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of the study.
+
+    Attributes:
+        name, title: for the command line and for the report.
+        about: model and data in one line.
+        metric: what it is judged by: "val_loss" (lower is better) or "val_accuracy" (higher).
+        unit: of the validation loss.
+        steps: of a run, if nothing else is asked for.
+        shrink: κ, the fraction by which a step at the peak learning rate shrinks a decayed weight.
+        clip: largest global gradient norm, or None.
+        load: data path, or None for the data that comes with the task → the problem. Raises ValueError,
+            one line, for a path that it cannot use.
+    """
+
+    name: str
+    title: str
+    about: str
+    metric: Literal["val_loss", "val_accuracy"]
+    unit: str
+    steps: int
+    shrink: float
+    clip: float | None
+    load: Callable[[Path | None], Problem]
+
+
+def generator(seed: int, *key: int) -> np.random.Generator:
+    """Random numbers that depend on (seed, *key) alone."""
+    return np.random.default_rng((seed, *key))
+
+
+def epoch_indices(samples: int, size: int, seed: int, step: int) -> NDArray[np.int64]:
+    """Which samples are in the batch of a step: each epoch is its own permutation, its rest is dropped."""
+    per_epoch = samples // size
+    epoch, place = divmod(step, per_epoch)
+    return generator(seed, epoch).permutation(samples)[place * size : (place + 1) * size]
+
+
+def batches(inputs: Tensor, classes: Tensor, size: int = 256) -> Iterator[Batch]:
+    """(inputs, classes) cut into consecutive batches."""
+    yield from zip(inputs.split(size), classes.split(size), strict=True)

@@ -1,0 +1,112 @@
+"""`sgd-sai tune`: the learning rate of each optimizer on each task, by one rule for all.
+
+The rule: five half-decades around the optimizer's usual learning rate, one run each with one seed that no
+comparison uses. While the best of them lies on an edge, the grid grows there by half a decade. The best is
+by the task's held-out metric, then by the validation loss. Every run is kept in the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sgd_sai.cli import CommandError
+from sgd_sai.lab import arguments, provenance, runner, tuned
+from sgd_sai.lab.optimizers import OPTIMIZERS
+from sgd_sai.lab.records import Record, RunConfig
+from sgd_sai.lab.study import better, study
+from sgd_sai.lab.tasks import TASKS
+
+SEED = 100
+HALF_WIDTH = 2  # points on each side of the usual learning rate
+WIDEST = 8  # points on each side, after which the search gives up
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `sgd-sai tune`."""
+    arguments.add_shared(parser)
+    parser.add_argument(
+        "--tuned", metavar="FILE", type=Path, default=Path("tuned.json"), help="where to enter the result"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tune and enter the results; 0."""
+    tasks = arguments.names("--task", args.task, TASKS)
+    optimizers = arguments.names("--optimizer", args.optimizer, OPTIMIZERS)
+    steps = None if args.steps is None else arguments.integer("--steps", args.steps, least=1)
+    threads = arguments.threads(args.threads)
+    out = arguments.folder(args.out, args.resume, Path("runs", "tune-" + provenance.now()[:19].replace(":", "")))
+    try:
+        tuned.read(args.tuned)
+    except ValueError as error:
+        raise CommandError(f"--tuned: {error}") from None
+    if not args.tuned.parent.is_dir():
+        raise CommandError(f"--tuned: the folder {args.tuned.parent} does not exist")
+    arguments.check_data(tasks, args.data)
+    arguments.make_folder(out)
+    data = None if args.data is None else str(args.data)
+    with study() as runs:
+        for task in tasks:
+            for optimizer in optimizers:
+
+                def train(lr: float, task: str = task, optimizer: str = optimizer) -> Record:
+                    config = RunConfig(task, optimizer, SEED, steps or TASKS[task].steps, lr, data, threads)
+                    folder = out / f"{task}-{optimizer}-{lr:.3g}"
+                    if args.resume:
+                        try:
+                            runner.check_resumable(config, folder)
+                        except ValueError as error:
+                            raise CommandError(str(error)) from None
+                    return runs.run(config, folder)
+
+                records = search(OPTIMIZERS[optimizer].start, train)
+                tuned.enter(args.tuned, task, optimizer, _entry(records))
+    return 0
+
+
+def rate(start: float, half_decades: int) -> float:
+    """`start` times √10 to a power, to three digits, as it is written and read."""
+    return float(f"{start * 10 ** (half_decades / 2):.3g}")
+
+
+def search(start: float, train: Callable[[float], Record]) -> list[Record]:
+    """One record per learning rate, in rising order; the best one is not on an edge.
+
+    CommandError if no edge is found, or nothing converges.
+    """
+    records = {k: train(rate(start, k)) for k in range(-HALF_WIDTH, HALF_WIDTH + 1)}
+    while True:
+        best = min(records, key=lambda k: better(records[k]))
+        if records[best].status != "finished" or abs(best) > WIDEST:
+            config = records[best].config
+            raise CommandError(f"no learning rate was found for {config.optimizer} on {config.task}")
+        if min(records) < best < max(records):
+            return [records[k] for k in sorted(records)]
+        wider = best - 1 if best == min(records) else best + 1
+        records[wider] = train(rate(start, wider))
+
+
+def _entry(records: list[Record]) -> dict[str, Any]:
+    """What `tuned.json` keeps of a search."""
+    best = min(records, key=better)
+    return {
+        "lr": best.config.lr,
+        "grid": [record.config.lr for record in records],
+        "points": [_point(record) for record in records],
+        "metric": best.task["metric"],
+        "seed": best.config.seed,
+        "steps": best.config.steps,
+        "data": best.task["data"],
+        "threads": best.config.threads,
+        "command": best.command,
+        "date": best.date,
+        "machine": best.machine,
+        "versions": best.versions,
+    }
+
+
+def _point(record: Record) -> dict[str, Any]:
+    return {"lr": record.config.lr, "status": record.status, **(record.result or {})}
