@@ -30,6 +30,8 @@ options = st.fixed_dictionaries(
         "split": st.just(1),
     }
 )
+#: The ways to compute a step: the for-loop, torch's multi-tensor operations, the fused kernel.
+ways = st.sampled_from([{"foreach": False, "fused": False}, {"foreach": True}, {"fused": True}])
 shapes = st.lists(st.lists(st.integers(1, 5), max_size=3).map(tuple), min_size=1, max_size=3)
 #: What a parameter's gradient is at a step.
 fates = st.sampled_from(
@@ -63,7 +65,8 @@ def test_equals_numpy(dtype: torch.dtype, data: st.DataObject) -> None:
     groups = [([rounded(rng.normal(size=s)) for s in of_group], o) for of_group, o in drawn]
     params = [[nn.Parameter(torch.tensor(a).to(dtype)) for a in arrays] for arrays, _ in groups]
     expected = NumpySaI(groups)
-    optimizer = SGDSaI([{"params": p, **o} for p, (_, o) in zip(params, groups, strict=True)])
+    way = data.draw(ways, label="way")
+    optimizer = SGDSaI([{"params": p, **o} for p, (_, o) in zip(params, groups, strict=True)], **way)
 
     tolerance = DTYPES[dtype]
     for step in range(data.draw(st.integers(1, 5), label="steps")):

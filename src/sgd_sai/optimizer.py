@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from sgd_sai import checkpoint, gsnr
 from sgd_sai.checkpoint import gsnr_keys
 from sgd_sai.gsnr import UNLATCHED, Moments, Rule
 from sgd_sai.options import Group, check_options, check_params, name_of
-from sgd_sai.update import reference
+from sgd_sai.update import update
 
 
 class SGDSaI(Optimizer):
@@ -45,7 +45,13 @@ class SGDSaI(Optimizer):
         momentum: μ in [0, 1). With 0 no buffer is allocated.
         eps: ε ≥ 0, added to the deviation outside the root.
         weight_decay: λ ≥ 0, decoupled; a step shrinks θ by the factor 1 − λη, whatever its scale.
+        foreach: use torch's multi-tensor operations. None, as `fused` None: the fastest way there is;
+            with both False the for-loop that is the ground truth.
         maximize: ascend. Gradients are never modified.
+        capturable: the step may be captured in a CUDA graph, once every block is latched. lr must be a
+            tensor then, or the graph keeps the value that it had.
+        differentiable: autograd records the step. The scales are constants to it.
+        fused: use a fused kernel: on the CPU torch's, on CUDA our Triton one.
         normalize: divide by the largest G_snr (Algorithm 1). False: the raw G_snr multiplies lr, as in the
             authors' release 1.0.3.
         unbiased: the variance with 1/(d−1), as in the tutorial listing and release 1.0.3, instead of 1/d.
@@ -81,7 +87,11 @@ class SGDSaI(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
+        foreach: bool | None = None,
         maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
         normalize: bool = True,
         unbiased: bool = False,
         measure_first: bool = False,
@@ -95,7 +105,11 @@ class SGDSaI(Optimizer):
             "momentum": momentum,
             "eps": eps,
             "weight_decay": weight_decay,
+            "foreach": foreach,
             "maximize": maximize,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
             "normalize": normalize,
             "unbiased": unbiased,
             "measure_first": measure_first,
@@ -132,22 +146,34 @@ class SGDSaI(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with torch.no_grad():
-            gathered = [(group, self._gather(group)) for group in self.param_groups]
-            self._latch(gathered)
-            for group, pieces in gathered:
-                moving = [piece for piece in pieces if not piece.rests]
-                reference.update(
-                    [piece.param for piece in moving],
-                    [piece.grad for piece in moving],
-                    [piece.momentum for piece in moving],
-                    [_scale(piece.gsnr, group) for piece in moving],
-                    lr=group["lr"],
-                    momentum=group["momentum"],
-                    weight_decay=group["weight_decay"],
-                    maximize=group["maximize"],
+        compiling = torch.compiler.is_compiling()
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            for group, work in self._scaled(compiling):
+                update(
+                    work.params,
+                    work.grads,
+                    work.momenta,
+                    work.scales,
+                    lr=work.lr,
+                    group=group,
+                    compiling=compiling,
                 )
         return loss
+
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # bookkeeping stays Python; torch.compile is given the arithmetic
+    def _scaled(self, compiling: bool) -> list[tuple[Group, _Work]]:
+        """What moves in this step, group by group, every block with its scale."""
+        _check_capture(self.param_groups)
+        gathered = [(group, self._gather(group)) for group in self.param_groups]
+        self._latch(gathered)
+        for group, work in gathered:
+            for block in work.waiting:
+                if not block.rests:
+                    work.add(block.param, block.grad, block.momentum, _scale(block.state[block.key], group))
+            work.lr = group["lr"]
+            if compiling and not isinstance(work.lr, Tensor):
+                work.lr = torch.tensor(work.lr)  # a float would be compiled in, and again for each value
+        return gathered
 
     def state_dict(self) -> dict[str, Any]:
         """As torch.optim's, tensors and plain values only: a callable scale rule is saved as its name."""
@@ -173,48 +199,57 @@ class SGDSaI(Optimizer):
         super().__setstate__(state)
         checkpoint.unpack(self.state)
 
-    def _gather(self, group: Group) -> list[_Piece]:
+    def _gather(self, group: Group) -> _Work:
         """What has a gradient in the group, each with its state, which is created where it is missing."""
-        pieces: list[_Piece] = []
+        work = _Work()
         keys = gsnr_keys(group["split"])
         for index, param in enumerate(group["params"]):
-            if param.grad is None:
+            grad = param.grad
+            if grad is None:
                 continue
-            if param.grad.layout != torch.strided:
+            if grad.layout != torch.strided:
                 raise ValueError(
-                    f"{name_of(group, index)}: its gradient is sparse ({param.grad.layout}); allowed: dense, "
+                    f"{name_of(group, index)}: its gradient is sparse ({grad.layout}); allowed: dense, "
                     "which nn.Embedding gives with sparse=False"
                 )
             state = self.state[param]
             for key in keys:
                 state.setdefault(key, UNLATCHED)
-            if group["momentum"] != 0 and "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(param, dtype=_state_dtype(param))
+            momentum = state.get("momentum_buffer") if group["momentum"] != 0 else None
+            if momentum is None and group["momentum"] != 0:
+                momentum = state["momentum_buffer"] = torch.zeros_like(param, dtype=_state_dtype(param))
                 if state[keys[0]] != UNLATCHED:  # measured in an earlier step, or momentum was 0 until now
-                    _start(state["momentum_buffer"], param.grad, group["maximize"])
-            thetas, grads = _parts(param, len(keys)), _parts(param.grad, len(keys))
-            momenta = _parts(state["momentum_buffer"], len(keys)) if group["momentum"] != 0 else repeat(None)
-            for θ, g, m, key in zip(thetas, grads, momenta, keys):  # noqa: B905, as `repeat` has no end
-                pieces.append(_Piece(θ, g, m, state, key))
-        return pieces
+                    _start(momentum, grad, group["maximize"])
+            for θ, g, m, key in _blocks(param, grad, momentum, keys):
+                raw = state[key]
+                if raw == UNLATCHED:
+                    work.waiting.append(_Waiting(θ, g, m, state, key))
+                else:
+                    work.add(θ, g, m, _scale(raw, group))
+        return work
 
-    def _latch(self, gathered: list[tuple[Group, list[_Piece]]]) -> None:
+    def _latch(self, gathered: list[tuple[Group, _Work]]) -> None:
         """Freeze the scale of each block that meets its first finite, non-zero gradient in this step."""
-        waiting = [(group, block) for group, pieces in gathered for block in _unlatched_blocks(group, pieces)]
+        waiting = [(group, block) for group, work in gathered for block in _unlatched_blocks(group, work)]
         if not waiting:
             return
-        moments = gsnr.measure([[piece.grad for piece in block] for _, block in waiting])
+        if _capturing():
+            raise RuntimeError(
+                f"SGDSaI: {len(waiting)} block(s) without a scale in a CUDA graph capture, which cannot wait "
+                "for their gradients; step until all are latched, then capture"
+            )
+        moments = gsnr.measure([[part.grad for part in block] for _, block in waiting])
         # Every scale is known before the first is written: a rule that raises leaves the state as it was.
         found = [
             self._gsnr_of(group, of_block) if of_block.measurable else UNLATCHED
             for (group, _), of_block in zip(waiting, moments, strict=True)
         ]
         for (group, block), of_block, raw in zip(waiting, moments, found, strict=True):
-            for piece in block:
+            for part in block:
                 if raw != UNLATCHED:
-                    piece.latch(raw, group)
+                    part.latch(raw, group)
                 else:
-                    piece.rests = not of_block.finite
+                    part.rests = not of_block.finite
         if max(found) != UNLATCHED:
             self._record_max(max(found))
 
@@ -270,9 +305,27 @@ SGD_sai = SGDSaI
 """The name that the paper's tutorial and the authors' release use."""
 
 
+class _Work:
+    """What moves in a group, as parallel lists of real views, and the blocks still without a scale."""
+
+    def __init__(self) -> None:
+        self.lr: float | Tensor = 0.0
+        self.params: list[Tensor] = []
+        self.grads: list[Tensor] = []
+        self.momenta: list[Tensor | None] = []
+        self.scales: list[float] = []
+        self.waiting: list[_Waiting] = []
+
+    def add(self, param: Tensor, grad: Tensor, momentum: Tensor | None, scale: float) -> None:
+        self.params.append(param)
+        self.grads.append(grad)
+        self.momenta.append(momentum)
+        self.scales.append(scale)
+
+
 @dataclass(slots=True)
-class _Piece:
-    """A parameter, or one of the equal parts it is split into: real views, and the state with its G_snr."""
+class _Waiting:
+    """A parameter, or a part of one, that is not latched, and where its G_snr belongs."""
 
     param: Tensor
     grad: Tensor
@@ -280,10 +333,6 @@ class _Piece:
     state: dict[str, Any]
     key: str
     rests: bool = False  # takes no part in this step's update
-
-    @property
-    def gsnr(self) -> float:
-        return cast(float, self.state[self.key])
 
     def latch(self, gsnr: float, group: Group) -> None:
         self.state[self.key] = gsnr
@@ -294,12 +343,28 @@ class _Piece:
             _start(self.momentum, self.grad, group["maximize"])
 
 
-def _unlatched_blocks(group: Group, pieces: list[_Piece]) -> Iterator[list[_Piece]]:
-    waiting = [piece for piece in pieces if piece.gsnr == UNLATCHED]
+def _capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def _check_capture(groups: list[Group]) -> None:
+    if not _capturing():
+        return
+    for group in groups:
+        if not group["capturable"]:
+            raise RuntimeError("capturable: given False in a CUDA graph capture; allowed: True")
+        if not isinstance(group["lr"], Tensor):
+            raise RuntimeError(
+                f"lr: given {group['lr']!r} in a CUDA graph capture, which would keep that value for ever; "
+                "allowed: a 0-dim tensor on the GPU"
+            )
+
+
+def _unlatched_blocks(group: Group, work: _Work) -> Iterator[list[_Waiting]]:
     if group["blocks"] == "tensor":
-        yield from ([piece] for piece in waiting)
-    elif waiting:
-        yield waiting
+        yield from ([part] for part in work.waiting)
+    elif work.waiting:
+        yield work.waiting
 
 
 def _scale(raw: float, group: Group) -> float:
@@ -320,7 +385,15 @@ def _state_dtype(param: Tensor) -> torch.dtype:
     return torch.promote_types(param.dtype, torch.float32)
 
 
-def _parts(tensor: Tensor, split: int) -> Iterable[Tensor]:
-    """Views of the equal parts along dim 0, complex numbers as pairs of reals."""
-    real = gsnr.as_real(tensor)
-    return (real,) if split == 1 else real.chunk(split)
+def _blocks(
+    param: Tensor, grad: Tensor, momentum: Tensor | None, keys: tuple[str, ...]
+) -> Iterable[tuple[Tensor, Tensor, Tensor | None, str]]:
+    """The blocks of a parameter as views: equal parts along dim 0, complex numbers as pairs of reals."""
+    if len(keys) == 1 and not param.is_complex():
+        return ((param, grad, momentum, keys[0]),)
+    θ, g = gsnr.as_real(param), gsnr.as_real(grad)
+    m = None if momentum is None else gsnr.as_real(momentum)
+    if len(keys) == 1:
+        return ((θ, g, m, keys[0]),)
+    n = len(keys)
+    return zip(θ.chunk(n), g.chunk(n), repeat(None) if m is None else m.chunk(n), keys, strict=False)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 RULES = ("gsnr", "sqrt_d")
+FUSED_DEVICES = ("cpu", "cuda")
 
 #: A parameter group as torch.optim keeps it: "params" and the options of `SGDSaI`.
 Group = dict[str, Any]
@@ -41,9 +42,16 @@ def check_options(options: Group) -> None:
     number("momentum", "a number in [0, 1)", lambda x: 0.0 <= x < 1.0)
     number("eps", "a finite number ≥ 0", lambda x: 0.0 <= x < math.inf)
     number("weight_decay", "a finite number ≥ 0", lambda x: 0.0 <= x < math.inf)
-    for name in ("maximize", "normalize", "unbiased", "measure_first"):
+    for name in ("maximize", "capturable", "differentiable", "normalize", "unbiased", "measure_first"):
         if not isinstance(options[name], bool):
             raise TypeError(f"{name}: given {options[name]!r}; allowed: True or False")
+    for name in ("foreach", "fused"):
+        if options[name] is not None and not isinstance(options[name], bool):
+            raise TypeError(f"{name}: given {options[name]!r}; allowed: True, False or None")
+        if options[name] and options["differentiable"]:
+            raise ValueError(f"{name}: given True with differentiable=True, which needs the for-loop")
+    if options["foreach"] and options["fused"]:
+        raise ValueError("fused: given True with foreach=True; allowed: one of the two")
     if options["scale"] not in RULES and not callable(options["scale"]):
         raise ValueError(f"scale: given {options['scale']!r}; allowed: 'gsnr', 'sqrt_d' or a callable")
     if options["blocks"] not in ("tensor", "group"):
@@ -62,8 +70,9 @@ def check_options(options: Group) -> None:
 
 
 def check_params(group: Group, defaults: Group, others: list[Group]) -> None:
-    """Raise for a parameter that is given twice, or that its group's split does not divide."""
-    split = {**defaults, **group}["split"]
+    """Raise for a parameter given twice, one that the split does not divide, or that fused cannot take."""
+    options = {**defaults, **group}
+    split = options["split"]
     seen = {id(param) for other in others for param in other["params"]}
     for index, given in enumerate(group["params"]):
         param = given[1] if isinstance(given, tuple) else given
@@ -76,4 +85,9 @@ def check_params(group: Group, defaults: Group, others: list[Group]) -> None:
         if split > 1 and (param.dim() == 0 or param.size(0) % split):
             raise ValueError(
                 f"split: given {split}, which does not divide dim 0 of parameter {name}, {tuple(param.shape)}"
+            )
+        if options["fused"] and param.device.type not in FUSED_DEVICES:
+            raise ValueError(
+                f"fused: given True for parameter {name} on {param.device}; "
+                f"allowed: on {' and '.join(FUSED_DEVICES)}"
             )

@@ -1,4 +1,77 @@
 """One step of Algorithm 1, written several ways behind one signature.
 
 `reference` is the for-loop in the paper's notation. It is the truth: every other way is tested against it.
+
+    reference   foreach=False, fused=False; differentiable=True
+    foreach     torch's multi-tensor operations; what torch.compile is given
+    cpu         fused on the CPU: torch's fused kernel, as few passes over θ, g and m as it allows
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from sgd_sai.options import Group
+from sgd_sai.update import cpu, foreach, reference
+
+#: Moves parameters in place: see `reference.update` for the arguments.
+Update = Callable[..., None]
+
+
+def update(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momenta: Sequence[Tensor | None],
+    scales: Sequence[float],
+    *,
+    lr: float | Tensor,
+    group: Group,
+    compiling: bool,
+) -> None:
+    """Move the parameters of a group, on whatever devices they are, each the way that is fastest there.
+
+    Args:
+        params, grads, momenta, scales, lr: as `reference.update`.
+        group: the options.
+        compiling: True while torch.compile traces the step.
+    """
+    for places in _by_device_type(params):
+        way = _choose(params[places[0]].device.type, group, compiling)
+        way(
+            [params[i] for i in places],
+            [grads[i] for i in places],
+            [momenta[i] for i in places],
+            [scales[i] for i in places],
+            lr=lr,
+            momentum=group["momentum"],
+            weight_decay=group["weight_decay"],
+            maximize=group["maximize"],
+        )
+
+
+def _choose(device_type: str, group: Group, compiling: bool) -> Update:
+    """What the user asked for; None means the fastest there is."""
+    if group["differentiable"]:
+        return reference.update
+    if compiling:
+        return foreach.update  # one graph; the compiler fuses it
+    if group["foreach"]:
+        return foreach.update
+    default = group["foreach"] is None and group["fused"] is None
+    if not (group["fused"] or default):
+        return reference.update
+    if device_type == "cpu":
+        return cpu.update
+    return foreach.update
+
+
+def _by_device_type(params: Sequence[Tensor]) -> list[list[int]]:
+    """The places of the tensors of each kind of device."""
+    if all(param.is_cpu for param in params):
+        return [list(range(len(params)))] if params else []
+    places: dict[str, list[int]] = {}
+    for place, param in enumerate(params):
+        places.setdefault(param.device.type, []).append(place)
+    return list(places.values())

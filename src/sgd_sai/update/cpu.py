@@ -1,0 +1,135 @@
+"""Algorithm 1 on the CPU with torch's fused SGD kernel, in as few passes over memory as it allows.
+
+In one pass that kernel computes  b ← μ b + (1 − τ)(g + ωθ);  θ ← θ − αb,  or θ ← θ − α(g + ωθ) without b.
+Its decay ω is coupled: with a buffer it would enter the momentum. So a step with decay takes two,
+
+    m ← lerp(m, g, 1 − μ)                                      read m, g; write m
+    θ ← θ − ηG (m + (λ/G) θ)  =  θ (1 − λη) − ηG m             read m, θ; write θ
+
+over pieces that stay in the last-level cache in between. Without decay the kernel does it all in one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sgd_sai.update import reference
+from sgd_sai.update.pieces import pieces, same_order
+
+# Elements of θ that go through both passes at once: large enough that the calls cost nothing, small
+# enough that m is still in the cache when the second pass reads it.
+_PIECE = 1 << 20
+# Up to here a tensor costs less than the call that updates it; such tensors are updated by lists.
+_TINY = 1 << 13
+
+
+def update(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momenta: Sequence[Tensor | None],
+    scales: Sequence[float],
+    *,
+    lr: float | Tensor,
+    momentum: float,
+    weight_decay: float,
+    maximize: bool,
+) -> None:
+    """Move every parameter by one step, in place. Arguments and arithmetic as `reference.update`."""
+    η = float(lr)
+    tiny: dict[torch.dtype, list[int]] = {}
+    for i, (θ, g, m, G) in enumerate(zip(params, grads, momenta, scales, strict=True)):
+        if not _fusable(θ, g, m):
+            # The reference, a piece at a time, so that its wide temporaries never reach memory.
+            for θ_, g_, m_ in pieces(θ, g, m, _PIECE // 4):
+                reference.update(
+                    [θ_],
+                    [g_],
+                    [m_],
+                    [G],
+                    lr=η,
+                    momentum=momentum,
+                    weight_decay=weight_decay,
+                    maximize=maximize,
+                )
+        elif θ.numel() <= _TINY:
+            tiny.setdefault(θ.dtype, []).append(i)
+        else:
+            _large(θ, g, m, η * G, momentum, _decay(weight_decay * η, θ.dtype), maximize)
+    for dtype, places in tiny.items():
+        _tiny(
+            [params[i] for i in places],
+            [grads[i] for i in places],
+            [m for i in places if (m := momenta[i]) is not None],
+            [η * scales[i] for i in places],
+            momentum,
+            _decay(weight_decay * η, dtype),
+            maximize,
+        )
+
+
+def _decay(decay: float, dtype: torch.dtype) -> float:
+    """λη, such that θ − λη θ is θ (1 − λη) with the factor as `dtype` has it."""
+    return 1.0 - torch.tensor(1.0 - decay, dtype=dtype).item() if decay else 0.0
+
+
+def _sgd(
+    θs: list[Tensor],
+    gs: list[Tensor],
+    ms: list[Tensor],
+    lr: float,
+    momentum: float,
+    decay: float,
+    maximize: bool,
+) -> None:
+    torch._fused_sgd_(
+        θs, gs, ms, weight_decay=decay, momentum=momentum, lr=lr, dampening=momentum,
+        nesterov=False, maximize=maximize, is_first_step=False, grad_scale=None, found_inf=None,
+    )  # fmt: skip
+
+
+def _large(θ: Tensor, g: Tensor, m: Tensor | None, ηG: float, μ: float, λη: float, maximize: bool) -> None:
+    if λη == 0 and m is not None:
+        _sgd([θ], [g], [m], ηG, μ, 0.0, maximize)
+    elif ηG == 0:  # not latched, or lr is 0: λ/G has no value
+        if m is not None:
+            m.lerp_(-g if maximize else g, 1 - μ)
+        θ.mul_(1 - λη)
+    elif m is None:
+        _sgd([θ], [g], [], ηG, 0.0, λη / ηG, maximize)
+    else:
+        for θ_, g_, m_ in pieces(θ, g, m, _PIECE):
+            assert m_ is not None
+            m_.lerp_(-g_ if maximize else g_, 1 - μ)
+            _sgd([θ_], [m_], [], ηG, 0.0, λη / ηG, False)
+
+
+def _tiny(
+    θs: list[Tensor],
+    gs: list[Tensor],
+    ms: list[Tensor],
+    ηGs: list[float],
+    μ: float,
+    λη: float,
+    maximize: bool,
+) -> None:
+    """Many tiny tensors in three calls, each of which takes the whole list."""
+    if ms:
+        _sgd(θs, gs, ms, 0.0, μ, 0.0, maximize)  # m ← μ m + (1 − μ) g, and θ as it is
+    if λη:
+        _sgd(θs, θs, [], λη, 0.0, 0.0, False)  # θ ← θ − λη θ
+    one = torch.ones((), dtype=θs[0].dtype)
+    sign = 1.0 if maximize and not ms else -1.0
+    torch._foreach_addcmul_(θs, ms or gs, [one] * len(θs), [sign * ηG for ηG in ηGs])
+
+
+def _fusable(θ: Tensor, g: Tensor, m: Tensor | None) -> bool:
+    """True if the kernel takes them: one dtype, as wide as the arithmetic, and one order in memory."""
+    return (
+        θ.dtype in (torch.float32, torch.float64)
+        and g.dtype == θ.dtype
+        and (m is None or m.dtype == θ.dtype)
+        and same_order(θ, g, m)
+    )

@@ -1,0 +1,63 @@
+"""Each way to compute a step against the for-loop that is the truth."""
+
+from __future__ import annotations
+
+import itertools
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from sgd_sai.update import cpu, foreach, reference
+
+SHAPES = [(), (0,), (3,), (100, 9), (1300, 1700), (2, 8, 500, 300)]
+SCALES = [1.0, 0.7, 0.03, 0.0, 0.5, 1e-3]
+MIXES = {
+    "float32": (torch.float32, torch.float32, torch.float32),
+    "float64": (torch.float64, torch.float64, torch.float64),
+    "bfloat16": (torch.bfloat16, torch.bfloat16, torch.float32),
+    "float16 θ, float32 g": (torch.float16, torch.float32, torch.float32),
+    "float32 θ, bfloat16 m": (torch.float32, torch.float32, torch.bfloat16),
+}
+
+
+def tensors(mix: str, momentum: float) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
+    generator = torch.Generator().manual_seed(0)
+    lists = [[torch.randn(s, generator=generator).to(dtype) for s in SHAPES] for dtype in MIXES[mix]]
+    for of_kind in lists:  # the last one in another memory order
+        of_kind[-1] = of_kind[-1].to(memory_format=torch.channels_last)
+    params, grads, momenta = lists
+    grads[3] = grads[3].T.contiguous().T  # and one gradient in an order of its own
+    return params, grads, momenta if momentum else [None] * len(params)
+
+
+@pytest.mark.parametrize("way", [foreach, cpu], ids=lambda way: way.__name__.rpartition(".")[2])
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["float lr", "tensor lr"])
+def test_equals_the_reference(way: ModuleType, mix: str, lr: float | Tensor) -> None:
+    for momentum, weight_decay, maximize in itertools.product((0.0, 0.9), (0.0, 0.3), (False, True)):
+        options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "maximize": maximize}
+        expected, actual = tensors(mix, momentum), tensors(mix, momentum)
+        reference.update(*expected, SCALES, **options)
+        way.update(*actual, SCALES, **options)
+        torch.testing.assert_close(actual, expected, msg=lambda m, o=options: f"{o}: {m}")
+
+
+@pytest.mark.parametrize("way", [foreach, cpu], ids=lambda way: way.__name__.rpartition(".")[2])
+def test_decay_takes_the_factor_of_the_reference(way: ModuleType) -> None:
+    """1 − λη as float32 has it, or thousands of steps would drift apart."""
+    expected, actual = [torch.ones(2)], [torch.ones(2)]
+    for of_way, params in ((reference, expected), (way, actual)):
+        for _ in range(2000):
+            of_way.update(
+                params,
+                [torch.zeros(2)],
+                [None],
+                [1.0],
+                lr=1e-3,
+                momentum=0,
+                weight_decay=0.01,
+                maximize=False,
+            )
+    torch.testing.assert_close(actual, expected, rtol=3e-5, atol=0)
