@@ -18,14 +18,22 @@ from sgd_sai.lab.tasks import TASKS
 def add_shared(parser: argparse.ArgumentParser) -> None:
     """What both `compare` and `tune` take."""
     parser.add_argument(
-        "--task", default="all", metavar="NAMES", help=f"{', '.join(TASKS)}, several with commas, or all (default)"
+        "--task",
+        default="all",
+        metavar="NAMES",
+        help=f"{', '.join(TASKS)}, several with commas, or all (default)",
     )
     parser.add_argument(
-        "--optimizer", default="all", metavar="NAMES", help=f"{', '.join(OPTIMIZERS)}, likewise (default: all)"
+        "--optimizer",
+        default="all",
+        metavar="NAMES",
+        help=f"{', '.join(OPTIMIZERS)}, likewise (default: all)",
     )
     parser.add_argument("--steps", metavar="N", help="steps of each run (default: the task's own)")
     parser.add_argument("--data", metavar="PATH", type=Path, help="for gpt: a text file or a folder of them")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the runs (default: a new one in runs/)")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="folder for the runs (default: a new one in runs/)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the runs in DIR where they stopped")
     parser.add_argument("--threads", metavar="N", help="threads of torch (default: torch's own number)")
 
@@ -92,7 +100,9 @@ def folder(out: Path | None, resume: bool, default: Path) -> Path:
     if out.exists() and not out.is_dir():
         raise CommandError(f"--out: {out} is a file; allowed: a folder")
     if not resume and out.is_dir() and any(out.iterdir()):
-        raise CommandError(f"--out: {out} is not empty; give another folder, or --resume to go on with its runs")
+        raise CommandError(
+            f"--out: {out} is not empty; give another folder, or --resume to go on with its runs"
+        )
     return out
 
 

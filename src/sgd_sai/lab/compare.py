@@ -24,7 +24,9 @@ Plan = tuple[RunConfig, Path, dict[str, Any] | None]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `sgd-sai compare`."""
     arguments.add_shared(parser)
-    parser.add_argument("--seeds", default="0", metavar="N,N", help="one run of each with each seed (default: 0)")
+    parser.add_argument(
+        "--seeds", default="0", metavar="N,N", help="one run of each with each seed (default: 0)"
+    )
     parser.add_argument("--lr", metavar="X", help="peak learning rate, where one optimizer is given")
     parser.add_argument(
         "--tuned", metavar="FILE", type=Path, default=tuned.OWN, help="learning rates from `sgd-sai tune`"
@@ -55,7 +57,9 @@ def _plan(args: argparse.Namespace) -> tuple[list[Plan], Path]:
     lr = None if args.lr is None else arguments.learning_rate("--lr", args.lr)
     if lr is not None and len(optimizers) > 1:
         raise CommandError(f"--lr: given for {len(optimizers)} optimizers; name one with --optimizer")
-    out = arguments.folder(args.out, args.resume, Path("runs", "compare-" + provenance.now()[:19].replace(":", "")))
+    out = arguments.folder(
+        args.out, args.resume, Path("runs", "compare-" + provenance.now()[:19].replace(":", ""))
+    )
     data = None if args.data is None else str(args.data)
     plans: list[Plan] = []
     try:

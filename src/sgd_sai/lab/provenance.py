@@ -28,7 +28,10 @@ def machine() -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Versions of what the arithmetic depends on."""
     packages = ("sgd-sai", "torch", "transformers", "numpy", "scikit-learn")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
 
 
 def command() -> str:

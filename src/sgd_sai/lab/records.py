@@ -137,7 +137,9 @@ class MetricsFile:
 
     def append(self, line: dict[str, float]) -> None:
         """Append a line: six significant digits are more than two machines agree on."""
-        rounded = {key: value if isinstance(value, int) else float(f"{value:.6g}") for key, value in line.items()}
+        rounded = {
+            key: value if isinstance(value, int) else float(f"{value:.6g}") for key, value in line.items()
+        }
         self._file.write(json.dumps(rounded, allow_nan=False).encode() + b"\n")
         self._file.flush()
 

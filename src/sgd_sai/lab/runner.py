@@ -125,7 +125,7 @@ class _Running:
         self.step, self.seconds = 0, 0.0
         kept = self._restore()
         self.metrics = MetricsFile(folder, kept)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=self.step + 1)  # type: ignore[no-untyped-call]
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=self.step + 1)
         self.losses: list[float] = []  # since the last line
         self.durations: list[float] = []  # of optimizer.step, in seconds, likewise
 
@@ -190,7 +190,7 @@ class _Running:
     def _append(self, line: dict[str, float]) -> None:
         self.metrics.append({"step": self.step, "seconds": self.seconds, **line})
         for name, value in line.items():
-            self.board.add_scalar(name, value, self.step)  # type: ignore[no-untyped-call]
+            self.board.add_scalar(name, value, self.step)
 
     def _result(self, **more: float) -> dict[str, Any]:
         result = {"steps": self.step, "seconds": round(self.seconds, 3)}
@@ -226,4 +226,4 @@ class _Running:
     def close(self) -> None:
         """Close the files."""
         self.metrics.close()
-        self.board.close()  # type: ignore[no-untyped-call]
+        self.board.close()

@@ -46,7 +46,13 @@ class Study:
 @contextmanager
 def study(total: int | None = None) -> Iterator[Study]:
     """A `Study` with its progress bar on the terminal."""
-    columns = ("{task.description}", BarColumn(), "{task.percentage:3.0f}%", "{task.fields[loss]}", "{task.fields[lr]}")
+    columns = (
+        "{task.description}",
+        BarColumn(),
+        "{task.percentage:3.0f}%",
+        "{task.fields[loss]}",
+        "{task.fields[lr]}",
+    )
     texts = [TextColumn(each) if isinstance(each, str) else each for each in columns]
     with Progress(*texts, TimeRemainingColumn(), console=Console()) as progress:
         yield Study(progress, total)
@@ -64,7 +70,7 @@ def outcome(record: Record) -> str:
 
 
 def better(record: Record) -> tuple[float, float]:
-    """A key that is smaller for the better run of a task: by its metric, then by its loss; diverged is last."""
+    """A key that is smaller for the better run: by its task's metric, then by its loss; diverged is last."""
     if record.status != "finished" or record.result is None:
         return (float("inf"), float("inf"))
     loss = record.result["val_loss"]

@@ -38,7 +38,9 @@ def run(args: argparse.Namespace) -> int:
     optimizers = arguments.names("--optimizer", args.optimizer, OPTIMIZERS)
     steps = None if args.steps is None else arguments.integer("--steps", args.steps, least=1)
     threads = arguments.threads(args.threads)
-    out = arguments.folder(args.out, args.resume, Path("runs", "tune-" + provenance.now()[:19].replace(":", "")))
+    out = arguments.folder(
+        args.out, args.resume, Path("runs", "tune-" + provenance.now()[:19].replace(":", ""))
+    )
     try:
         tuned.read(args.tuned)
     except ValueError as error:

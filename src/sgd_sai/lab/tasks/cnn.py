@@ -32,7 +32,7 @@ def model() -> nn.Module:
 TASK = Task(
     name="cnn",
     title="ResNet on digits",
-    about="ResNet-18's layout, 16 to 128 wide, batch 64, on scikit-learn's digits",
+    about="ResNet-18's layout, 16 to 128 wide, batch 64",
     metric="val_accuracy",
     unit="nats per image",
     steps=250,

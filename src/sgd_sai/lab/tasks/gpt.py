@@ -12,8 +12,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from sgd_sai.lab.tasks.problem import Batch, Problem, Task, batches, generator
+from sgd_sai.lab.tasks.problem import Batch, Problem, Task, batches, generator, initial_std
 
+WIDTH = 128
 CONTEXT = 64  # bytes
 BATCH = 16  # sequences
 VALIDATION = 256  # sequences, spread evenly over the held-out text
@@ -25,9 +26,10 @@ def model() -> nn.Module:
     config = transformers.GPT2Config(
         vocab_size=256,
         n_positions=CONTEXT,
-        n_embd=128,
+        n_embd=WIDTH,
         n_layer=4,
         n_head=4,
+        initializer_range=initial_std(WIDTH),
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
@@ -77,7 +79,7 @@ def _text_files(path: Path) -> tuple[Path, list[Path]]:
 
 
 def _split(root: Path, files: list[Path]) -> tuple[bytes, bytes]:
-    """(training, held-out) text. Every tenth file, in an order by hash, is held out; of one file, its last tenth."""
+    """(training, held-out) text: every tenth file, in an order by hash, is held out; of one file, its end."""
     texts = {}
     for file in files:
         try:
@@ -100,8 +102,8 @@ def _split(root: Path, files: list[Path]) -> tuple[bytes, bytes]:
         held_out = _joined(texts[name] for name in texts if name in held_names)
     if min(len(train), len(held_out)) <= 2 * CONTEXT:
         raise ValueError(
-            f"--data: {root if len(texts) != 1 else files[0]} holds {len(train)} bytes of text to train on and "
-            f"{len(held_out)} to hold out; needed: more than {2 * CONTEXT} of each"
+            f"--data: {root if len(texts) != 1 else files[0]} holds {len(train)} bytes of text to train on "
+            f"and {len(held_out)} to hold out; needed: more than {2 * CONTEXT} of each"
         )
     return train, held_out
 
@@ -119,7 +121,7 @@ def _windows(text: np.ndarray[tuple[int], np.dtype[np.uint8]], starts: np.ndarra
 TASK = Task(
     name="gpt",
     title="GPT-2 on Python sources",
-    about="GPT-2, 4 layers of width 128, byte level, context 64, batch 16, on the text of the standard library",
+    about="GPT-2, 4 layers of width 128, byte level, context 64, batch 16",
     metric="val_loss",
     unit="nats per byte",
     steps=400,

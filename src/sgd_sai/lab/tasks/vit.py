@@ -8,7 +8,9 @@ import transformers
 from torch import nn
 
 from sgd_sai.lab.tasks import digits
-from sgd_sai.lab.tasks.problem import Task
+from sgd_sai.lab.tasks.problem import Task, initial_std
+
+WIDTH = 64
 
 
 def model() -> nn.Module:
@@ -17,10 +19,11 @@ def model() -> nn.Module:
         image_size=8,
         patch_size=2,
         num_channels=1,
-        hidden_size=64,
+        hidden_size=WIDTH,
+        initializer_range=initial_std(WIDTH),
         num_hidden_layers=4,
         num_attention_heads=4,
-        intermediate_size=256,
+        intermediate_size=4 * WIDTH,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         num_labels=10,
@@ -32,7 +35,7 @@ def model() -> nn.Module:
 TASK = Task(
     name="vit",
     title="ViT on digits",
-    about="vision transformer, 4 layers of width 64, patches of 2 × 2, batch 64, on scikit-learn's digits",
+    about="Vision transformer, 4 layers of width 64, patches of 2 × 2, batch 64",
     metric="val_accuracy",
     unit="nats per image",
     steps=400,
