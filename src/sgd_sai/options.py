@@ -35,7 +35,7 @@ def check_options(options: Group) -> None:
                 )
         elif isinstance(given, bool) or not isinstance(given, Real):
             raise TypeError(f"{name}: given {given!r}; allowed: {allowed}")
-        if not holds(float(given)):
+        if not holds(float(given.detach() if isinstance(given, Tensor) else given)):
             raise ValueError(f"{name}: given {given!r}; allowed: {allowed}")
 
     number("lr", "a finite number ≥ 0, or a 0-dim tensor of one", lambda x: 0.0 <= x < math.inf)

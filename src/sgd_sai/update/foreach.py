@@ -49,6 +49,7 @@ def update(
             torch._foreach_mul_(move, ηw)
             torch._foreach_sub_(θ_t, move)
             _store(θs, θ_t)
+            del g_t, m_t, θ_t, move  # before the next bucket allocates its own
 
 
 def _to(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -67,11 +68,11 @@ def _buckets(blocks: list[_Block]) -> Iterator[list[_Block]]:
     room = _BUCKET
     for θ, g, m, G in blocks:
         for piece in pieces(θ, g, m, _BUCKET):
-            bucket.append((*piece, G))
             room -= piece[0].numel()
-            if room <= 0:
+            if room < 0 and bucket:
                 yield bucket
-                bucket, room = [], _BUCKET
+                bucket, room = [], _BUCKET - piece[0].numel()
+            bucket.append((*piece, G))
     if bucket:
         yield bucket
 

@@ -43,6 +43,6 @@ def update(
         else:
             m_t = torch.lerp(m.to(wide), g_t, 1 - μ)  # μ m + (1 − μ) g, and exactly g where m = g
             m.copy_(m_t)
-        θ_t = θ.to(wide) * (1 - λ * η)
+        θ_t = θ.to(wide, copy=True) * (1 - λ * η)  # a copy, as autograd may need the old θ
         θ_t = θ_t - η * G * m_t
         θ.copy_(θ_t)

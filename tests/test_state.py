@@ -1,0 +1,236 @@
+"""State: saved after any step and loaded, training goes on bit for bit as if nothing had happened."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from optimizer_info import INPUTS, WAYS, give_gradients, parameters
+from sgd_sai import UNLATCHED, SGDSaI
+
+
+def late_gradients(params: list[nn.Parameter], step: int) -> None:
+    """Fresh ones, but block 1 has none before step 1, block 2 zeros before 2, block 3 NaNs before 3."""
+    give_gradients(params, step)
+    if step < 1:
+        params[1].grad = None
+    if step < 2:
+        params[2].grad.zero_()
+    if step < 3:
+        params[3].grad.fill_(torch.nan)
+
+
+def steps(optimizer: SGDSaI, params: list[nn.Parameter], which: range) -> None:
+    for step in which:
+        late_gradients(params, step)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of blocks that are still unlatched
+            optimizer.step()
+
+
+def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("saved_after", range(6))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.complex64], ids=str)
+@pytest.mark.parametrize("options", ["decay", "tutorial", "release 1.0.3", "tensor lr", "momentum 0"])
+def test_resumes_bit_for_bit(saved_after: int, dtype: torch.dtype, options: str) -> None:
+    whole = parameters(dtype)
+    optimizer = SGDSaI(whole, **copy.deepcopy(INPUTS[options]))
+    steps(optimizer, whole, range(saved_after))
+    resumed = [nn.Parameter(p.detach().clone()) for p in whole]
+    saved = through_a_file(optimizer.state_dict())
+    steps(optimizer, whole, range(saved_after, 8))
+
+    other = SGDSaI(resumed, lr=9.0)
+    other.load_state_dict(saved)
+    steps(other, resumed, range(saved_after, 8))
+    for p, q in zip(whole, resumed, strict=True):
+        assert torch.equal(p, q)
+        assert optimizer.state[p].keys() == other.state[q].keys()
+        for key, value in optimizer.state[p].items():
+            if isinstance(value, torch.Tensor):
+                assert value.dtype == other.state[q][key].dtype
+                assert torch.equal(value, other.state[q][key])
+            else:
+                assert value == other.state[q][key]
+    assert optimizer.param_groups[0]["gsnr_max"] == other.param_groups[0]["gsnr_max"]
+
+
+def test_split_blocks_resume_bit_for_bit() -> None:
+    whole = [nn.Parameter(torch.randn(6, 5))]
+    optimizer = SGDSaI(whole, split=3)
+    resumed = [nn.Parameter(whole[0].detach().clone())]
+    give_gradients(whole, 0)
+    whole[0].grad[2:4] = 0.0
+    with pytest.warns(UserWarning, match="SGDSaI: 1 parameter"):
+        optimizer.step()
+    resumed[0].data.copy_(whole[0].data)
+    other = SGDSaI(resumed, split=3)
+    other.load_state_dict(through_a_file(optimizer.state_dict()))
+    for step in range(1, 4):
+        for params, each in ((whole, optimizer), (resumed, other)):
+            give_gradients(params, step)
+            each.step()
+    assert torch.equal(whole[0], resumed[0])
+
+
+def test_a_state_without_later_options_takes_the_optimizers_own() -> None:
+    """What a checkpoint of an older version of SGDSaI lacks is an option that it did not have."""
+    params = parameters()
+    optimizer = SGDSaI(params)
+    steps(optimizer, params, range(4))
+    saved = optimizer.state_dict()
+    for option in ("foreach", "fused", "capturable", "differentiable", "split"):
+        del saved["param_groups"][0][option]
+    other = SGDSaI(parameters(), foreach=True)
+    other.load_state_dict(saved)
+    assert other.param_groups[0]["foreach"] is True
+    assert other.param_groups[0]["split"] == 1
+    other.step()
+
+
+def test_continues_a_checkpoint_of_release_1_0_3(release: Any) -> None:
+    """Bit patterns differ, arithmetic does not: 1e-6 after 20 more steps, from its own file."""
+    theirs, ours = parameters()[:3], parameters()[:3]
+    old = release.SGD_sai(theirs, lr=1e-3, weight_decay=0.1)
+    for step in range(5):
+        give_gradients(theirs, step)
+        old.step()
+    for p, q in zip(theirs, ours, strict=True):
+        q.data.copy_(p.data)
+    new = SGDSaI(ours)
+    new.load_state_dict(through_a_file(old.state_dict()))
+    assert new.param_groups[0]["lr"] == 1e-3
+    assert new.param_groups[0]["normalize"] is False
+    for step in range(5, 25):
+        give_gradients(theirs, step)
+        give_gradients(ours, step)
+        old.step()
+        new.step()
+    for p, q in zip(theirs, ours, strict=True):
+        assert (p - q).norm() <= 1e-6 * p.norm()
+
+
+def of_adamw(state: dict[str, Any]) -> dict[str, Any]:
+    params = parameters()
+    adamw = torch.optim.AdamW(params)
+    give_gradients(params, 0)
+    adamw.step()
+    return adamw.state_dict()
+
+
+def of_sgd(state: dict[str, Any]) -> dict[str, Any]:
+    params = parameters()
+    sgd = torch.optim.SGD(params, momentum=0.9)
+    give_gradients(params, 0)
+    sgd.step()
+    return sgd.state_dict()
+
+
+def fewer_parameters(state: dict[str, Any]) -> dict[str, Any]:
+    state["param_groups"][0]["params"].pop()
+    return state
+
+
+def fewer_groups(state: dict[str, Any]) -> dict[str, Any]:
+    return {**state, "param_groups": []}
+
+
+def other_shape(state: dict[str, Any]) -> dict[str, Any]:
+    state["state"][0]["momentum_buffer"] = torch.zeros(3, 3)
+    return state
+
+
+def no_momentum(state: dict[str, Any]) -> dict[str, Any]:
+    del state["state"][1]["momentum_buffer"]
+    return state
+
+
+def no_gsnr(state: dict[str, Any]) -> dict[str, Any]:
+    del state["state"][2]["gsnr"]
+    return state
+
+
+def truncated(state: dict[str, Any]) -> dict[str, Any]:
+    return {"state": state["state"]}
+
+
+MISFITS = {
+    of_adamw: "its groups|another optimizer|not those of SGDSaI",
+    of_sgd: "not those of SGDSaI",
+    fewer_parameters: r"groups of \[3\] parameters; the optimizer has groups of \[4\]",
+    fewer_groups: r"groups of \[\] parameters",
+    other_shape: r"parameter 0 of its group.*momentum_buffer is \(3, 3\), the parameter \(20, 9\)",
+    no_momentum: "parameter 1 of its group.*lacks 'momentum_buffer'",
+    no_gsnr: r"parameter 2 of its group.*lacks \['gsnr'\]",
+    truncated: r"has \['state'\]; it must have",
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS, ids=lambda f: f.__name__)
+def test_a_state_that_does_not_fit_changes_nothing(misfit: Any) -> None:
+    params, twin = parameters(), parameters()
+    optimizer, untouched = SGDSaI(params, lr=0.1), SGDSaI(twin, lr=0.1)
+    for each, of in ((optimizer, params), (untouched, twin)):
+        steps(each, of, range(4))
+    with pytest.raises(ValueError, match=MISFITS[misfit]):
+        optimizer.load_state_dict(misfit(copy.deepcopy(optimizer.state_dict())))
+    for each, of in ((optimizer, params), (untouched, twin)):
+        steps(each, of, range(4, 7))
+    assert all(torch.equal(p, q) for p, q in zip(params, twin, strict=True))
+
+
+def model(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def learn(net: nn.Module, optimizer: SGDSaI, which: range) -> None:
+    for step in which:
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        net(torch.randn(16, 6)).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("way", ["for-loop", "default"])
+def test_asking_for_the_state_before_training_changes_nothing(way: str) -> None:
+    """torch.distributed.checkpoint completes the state by a step with zero gradients and lr = 0."""
+    plain, asked = model(), model()
+    one, two = (SGDSaI(net.parameters(), lr=0.1, weight_decay=0.1, **WAYS[way]) for net in (plain, asked))
+    state = get_optimizer_state_dict(asked, two)
+    assert set(state["state"]) == {name for name, _ in asked.named_parameters()}
+    assert all(s["gsnr"] == UNLATCHED and not s["momentum_buffer"].any() for s in state["state"].values())
+    assert two.param_groups[0]["lr"] == 0.1
+    learn(plain, one, range(5))
+    learn(asked, two, range(5))
+    assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), asked.parameters(), strict=True))
+
+
+def test_distributed_checkpoint_state_resumes_bit_for_bit() -> None:
+    whole = model()
+    optimizer = SGDSaI(whole.parameters(), lr=0.1, weight_decay=0.1)
+    learn(whole, optimizer, range(3))
+    saved = copy.deepcopy(get_optimizer_state_dict(whole, optimizer))
+    resumed = model(1)
+    resumed.load_state_dict(whole.state_dict())
+    other = SGDSaI(resumed.parameters(), lr=9.0)
+    set_optimizer_state_dict(resumed, other, saved)
+    learn(whole, optimizer, range(3, 6))
+    learn(resumed, other, range(3, 6))
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True))
