@@ -1,0 +1,259 @@
+"""`sgd-sai memory`: the planner on the command line, as a table or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sgd_sai.cli import CommandError
+from sgd_sai.memory import paper
+from sgd_sai.memory.models import MODELS, load
+from sgd_sai.memory.optimizers import Entry, entries, names
+from sgd_sai.memory.parameters import parameters
+from sgd_sai.memory.planner import DTYPES, SHARDS, Plan, plan
+
+_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
+_NOTE = "– is not known and not counted. Activations, and what forward and backward hold, are not counted."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `sgd-sai memory`."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help=f"{', '.join(MODELS)}; the path of a transformers config.json; or module:factory of your own",
+    )
+    parser.add_argument(
+        "--optimizer", default="all", metavar="NAMES", help=f"{', '.join(names())}, with commas"
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="of parameters and gradients (default: as built, fp32)"
+    )
+    parser.add_argument(
+        "--state-dtype",
+        choices=("fp32", "bf16", "8bit", "none"),
+        help="of SGD-SaI's momentum (default: each)",
+    )
+    parser.add_argument("--gradient-release", action="store_true", help="the step runs inside backward")
+    parser.add_argument("--world-size", type=int, default=1, metavar="N", help="number of ranks")
+    parser.add_argument("--shard", choices=SHARDS, default="none", help="what the ranks divide")
+    parser.add_argument("--fits", metavar="SIZE", help="mark what fits into, say, 24GiB")
+    parser.add_argument("--paper", action="store_true", help="compare with the paper's table; needs no MODEL")
+    parser.add_argument("--json", action="store_true", help="print JSON, exact bytes")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write that JSON to FILE as well")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plans of MODEL, least total first, or the comparison with the paper; 0."""
+    if args.paper and args.model is not None:
+        raise CommandError(f"--paper: given with the model {args.model!r}; it has its own")
+    if not args.paper and args.model is None:
+        raise CommandError("MODEL is missing: a name, the path of a config.json, or module:factory")
+    try:
+        if args.paper:
+            record, table = _paper()
+        else:
+            record, table = _plans(args)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    document = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    if args.out is not None:
+        _write(args.out, document)
+    if args.json:
+        print(document, end="")
+    else:
+        table.show()
+    return 0
+
+
+class _Table:
+    """A titled table: `rich` draws it on a terminal where it is installed, else aligned text."""
+
+    def __init__(self, title: str, columns: Sequence[str], note: str) -> None:
+        self.title, self.columns, self.note = title, columns, note
+        self.rows: list[tuple[Sequence[str], bool]] = []
+
+    def add(self, *cells: str, highlight: bool = False) -> None:
+        self.rows.append((cells, highlight))
+
+    def show(self) -> None:
+        if sys.stdout.isatty() and importlib.util.find_spec("rich"):
+            self._rich()
+        else:
+            self._text()
+
+    def _rich(self) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=self.title, caption=self.note, title_justify="left", caption_justify="left")
+        for column in self.columns:
+            table.add_column(column, justify="left" if column in _LEFT else "right")
+        for cells, highlight in self.rows:
+            table.add_row(*cells, style="bold green" if highlight else None)
+        Console().print(table)
+
+    def _text(self) -> None:
+        lines = [self.columns, *(cells for cells, _ in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        print(self.title)
+        for cells in lines:
+            padded = [
+                cell.ljust(width) if column in _LEFT else cell.rjust(width)
+                for cell, width, column in zip(cells, widths, self.columns, strict=True)
+            ]
+            print("  ".join(padded).rstrip())
+        print(self.note)
+
+
+_LEFT = ("optimizer", "model", "verdict", "fits")
+
+
+def _plans(args: argparse.Namespace) -> tuple[dict[str, Any], _Table]:
+    room = None if args.fits is None else _size(args.fits)
+    asked = _entries(args)
+    model = load(args.model)
+    plans = [
+        plan(
+            model,
+            entry.name,
+            dtype=args.dtype,
+            state_dtype=entry.state_dtype,
+            gradient_release=args.gradient_release,
+            world_size=args.world_size,
+            shard=args.shard,
+        )
+        for entry in asked
+    ]
+    plans.sort(key=lambda planned: planned.total)
+    record = {
+        **_facts(args, model),
+        "plans": [asdict(p) | {"total": p.total} | _fits(p, room) for p in plans],
+    }
+    columns = ["optimizer", "parameters", "gradients", "state", "temporaries", "total"]
+    table = _Table(_title(args, record), columns if room is None else [*columns, "fits"], _NOTE)
+    for p in plans:
+        sizes = (p.parameters, p.gradients, p.state, p.temporaries, p.total)
+        fits = room is not None and p.total <= room
+        cells = [p.label, *map(_human, sizes), *([] if room is None else ["yes" if fits else "no"])]
+        table.add(*cells, highlight=fits)
+    return record, table
+
+
+def _entries(args: argparse.Namespace) -> list[Entry]:
+    """The entries that were asked for. With `all`, those that cannot release gradients are left out."""
+    everything = args.optimizer == "all"
+    asked = names() if everything else [name.strip() for name in args.optimizer.split(",")]
+    found = [entry for name in dict.fromkeys(asked) for entry in entries(name)]
+    if args.state_dtype is not None:
+        if not any(entry.state_dtype for entry in found):
+            entries(found[0].name, args.state_dtype)  # says what is allowed
+        found = [entry for entry in found if entry.state_dtype in (None, args.state_dtype)]
+    if everything and args.gradient_release:
+        found = [entry for entry in found if entry.releases]
+    return found
+
+
+def _facts(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
+    params = parameters(model, DTYPES.get(args.dtype))
+    return {
+        "model": args.model,
+        "elements": sum(param.numel for param in params),
+        "trained": sum(param.numel for param in params if param.trains),
+        "dtypes": sorted({str(param.dtype).removeprefix("torch.") for param in params}),
+        "gradient_release": args.gradient_release,
+        "world_size": args.world_size,
+        "shard": args.shard,
+    }
+
+
+def _title(args: argparse.Namespace, record: dict[str, Any]) -> str:
+    title = f"{args.model}: {record['elements']:,} parameters, {'/'.join(record['dtypes'])}"
+    if record["trained"] != record["elements"]:
+        title += f", {record['trained']:,} of them trained"
+    if record["plans"][0]["buffers"]:
+        title += f"; buffers {_human(record['plans'][0]['buffers'])}, in the total"
+    if args.gradient_release:
+        title += "; gradient release"
+    if args.world_size > 1:
+        title += f"; the fullest of {args.world_size} ranks, {args.shard}"
+    return title
+
+
+def _fits(planned: Plan, room: int | None) -> dict[str, bool]:
+    return {} if room is None else {"fits": planned.total <= room}
+
+
+def _paper() -> tuple[dict[str, Any], _Table]:
+    table = _Table(
+        "Optimizer state in fp32: the paper, the planner, and the planner with the CUDA allocator's rounding",
+        [
+            "model",
+            "optimizer",
+            "paper GiB",
+            "planner GiB",
+            "deviation",
+            "allocated GiB",
+            "deviation",
+            "verdict",
+        ],
+        "agrees: to the paper's two decimals, or within 2 %. allocator: so with the allocator's rounding.",
+    )
+    rows = []
+    for row in paper.compare():
+        deviations = {
+            "deviation": round(row.deviation, 4),
+            "deviation_allocated": round(row.deviation_allocated, 4),
+        }
+        rows.append(asdict(row) | deviations)
+        table.add(
+            row.model,
+            row.optimizer,
+            f"{row.paper:.2f}",
+            f"{row.state / paper.GIB:.3f}",
+            f"{row.deviation:+.1%}",
+            f"{row.allocated / paper.GIB:.3f}",
+            f"{row.deviation_allocated:+.1%}",
+            row.verdict,
+        )
+    return {"source": "arXiv 2412.11768, state in GiB, fp32", "rows": rows}, table
+
+
+def _human(size: int | None) -> str:
+    if size is None:
+        return "–"
+    for unit in ("GiB", "MiB", "KiB"):
+        if size >= _UNITS[unit]:
+            return f"{size / _UNITS[unit]:.2f} {unit}"
+    return f"{size} B"
+
+
+def _size(given: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(\w+)", given.strip())
+    if match is None or match[2] not in _UNITS:
+        raise ValueError(
+            f"--fits: given {given!r}; allowed: a number and one of {', '.join(_UNITS)}, as 24GiB"
+        )
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _write(path: Path, document: str) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(document)
+        aside.replace(path)
+    except OSError as error:
+        raise CommandError(f"--out: cannot write {path}: {error.strerror}") from None
+    finally:
+        aside.unlink(missing_ok=True)
