@@ -102,13 +102,14 @@ def _from_config(path: Path) -> nn.Module:
 
     def build() -> Any:
         config = transformers.AutoConfig.for_model(kind, **settings)
-        named = settings.get("architectures") or [""]
-        model_class = getattr(transformers, str(named[0]), None)
-        if model_class is None:  # not said, or code that lies elsewhere
-            language = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-            auto = transformers.AutoModelForCausalLM if language else transformers.AutoModel
-            return auto.from_config(config, dtype=torch.float32)
-        return model_class(config)
+        for name in settings.get("architectures") or []:
+            model_class = getattr(transformers, str(name), None)
+            if isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel):
+                return model_class(config)
+        # Not said, or code that lies elsewhere, which is never run.
+        language = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        auto = transformers.AutoModelForCausalLM if language else transformers.AutoModel
+        return auto.from_config(config, dtype=torch.float32)
 
     return _on_meta(build, str(path))
 

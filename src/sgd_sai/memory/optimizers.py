@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 
@@ -120,12 +119,6 @@ def _prodigy(param: Parameter) -> int:
     return 4 * param.bytes
 
 
-def _two_in_a_row(params: Sequence[Parameter]) -> int:
-    """A loop whose temporary of one tensor lives until that of the next one is there."""
-    sizes = [0, *(param.bytes for param in params)]
-    return max(a + b for a, b in pairwise(sizes)) if params else 0
-
-
 def _momentum(param: Parameter) -> int:
     """float32 at least, as `SGDSaI` keeps it."""
     return param.numel * torch.promote_types(param.dtype, torch.float32).itemsize
@@ -136,7 +129,7 @@ OPTIMIZERS = (
     Entry("adamw", "AdamW", _each(_adam), temporaries=_as_parameters),  # √v of every parameter at once
     Entry("adam", "Adam", _each(_adam), temporaries=_as_parameters),
     Entry("adam-mini", "Adam-mini", _each(_adam_mini), temporaries=None),
-    Entry("prodigy", "Prodigy", _each(_prodigy), temporaries=_two_in_a_row, releases=False),
+    Entry("prodigy", "Prodigy", _each(_prodigy), temporaries=None, releases=False),
     Entry("muon", "Muon + AdamW", _each(_muon), temporaries=None),
     Entry("adafactor", "Adafactor", _each(_adafactor), temporaries=None),
     Entry("adam-8bit", "8-bit Adam", _adam_8bit, temporaries=None),
