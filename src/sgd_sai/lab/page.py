@@ -131,7 +131,9 @@ def _table(task: TaskSummary) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name, _ in columns)
     body = "".join(
         "<tr>"
-        + "".join(f'<td data-name="{escape(name)}">{cells[index]}</td>' for name, cells in columns)
+        + "".join(
+            f'<td data-name="{escape(name)}"><span>{cells[index]}</span></td>' for name, cells in columns
+        )
         + "</tr>"
         for index in range(len(task.rows))
     )
@@ -189,7 +191,7 @@ def _provenance(records: Sequence[Record]) -> str:
     """Conditions, machines, versions, commands and dates, each said once."""
     machines = (
         f"{r.machine['processor']}, {r.machine['cores']} cores, {r.machine['memory_gib']} GiB, "
-        f"{r.machine['system']}, {r.config.threads} threads"
+        f"{r.machine['system']}, torch on {r.config.threads}"
         for r in records
     )
     versions = (", ".join(f"{name} {version}" for name, version in r.versions.items()) for r in records)

@@ -22,7 +22,7 @@ from sgd_sai.lab.records import CHECKPOINT, RUN, MetricsFile, Record, RunConfig,
 from sgd_sai.lab.tasks import TASKS, Problem
 
 WARM_UP = 0.1  # of the steps
-EVALUATIONS = 20  # in a run, and one before its first step
+EVALUATIONS = 10  # in a run, and one before its first step
 LOG_EVERY = 5  # steps
 CHECKPOINT_EVERY = 25  # steps, a multiple of LOG_EVERY: no line is begun when one is written
 DIVERGED = 100.0  # nats; guessing costs ln(classes), 5.5 for bytes

@@ -39,7 +39,9 @@ class Study:
         finally:
             self._progress.remove_task(bar)
         self._progress.update(self._all, completed=before + config.steps)
-        self._progress.console.print(f"{name} · lr {config.lr:.3g}: {outcome(record)}", highlight=False)
+        self._progress.console.print(
+            f"{name} · lr {config.lr:.3g}: {outcome(record)}", highlight=False, soft_wrap=True
+        )
         return record
 
 

@@ -111,7 +111,7 @@ class TaskSummary:
 
     def shown(self, value: float) -> str:
         """A value of the metric, for people."""
-        return f"{100 * value:.1f} %" if self.by_accuracy else f"{value:.3f}"
+        return f"{100 * value:.1f}\u00a0%" if self.by_accuracy else f"{value:.3f}"
 
     def difference(self, a: float, b: float) -> str:
         """|a − b| of the metric, for people."""

@@ -20,7 +20,9 @@ SPLIT_SEED = 0
 def load(model: Callable[[], nn.Module], path: Path | None) -> Problem:
     """Images as float32 (n, 1, 8, 8) in [−1, 1], digits as int64 (n,); a fixed, stratified split."""
     if path is not None:
-        raise ValueError(f"--data: given {path}; vit and cnn learn scikit-learn's digits and take no data")
+        raise ValueError(
+            f"--data: given {path}, for gpt alone; vit and cnn learn scikit-learn's digits: give --task gpt"
+        )
     images, digits = load_digits(return_X_y=True)
     split = train_test_split(images, digits, test_size=HELD_OUT, random_state=SPLIT_SEED, stratify=digits)
     train_images, held_images = (
@@ -35,6 +37,6 @@ def load(model: Callable[[], nn.Module], path: Path | None) -> Problem:
     return Problem(
         model=model,
         batch=batch,
-        validation=list(batches(held_images, held_digits)),
+        validation=list(batches(held_images, held_digits, 256)),
         data=f"scikit-learn's digits: {len(train_images)} + {len(held_images)} images",
     )

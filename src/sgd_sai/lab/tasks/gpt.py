@@ -56,7 +56,7 @@ def load(path: Path | None) -> Problem:
     return Problem(
         model=model,
         batch=batch,
-        validation=list(batches(*_windows(np.frombuffer(held_out, dtype=np.uint8), starts))),
+        validation=list(batches(*_windows(np.frombuffer(held_out, dtype=np.uint8), starts), BATCH)),
         data=f"{source}: {len(train)} + {len(held_out)} bytes, sha256 {digest}",
     )
 
@@ -124,7 +124,7 @@ TASK = Task(
     about="GPT-2, 4 layers of width 128, byte level, context 64, batch 16",
     metric="val_loss",
     unit="nats per byte",
-    steps=400,
+    steps=300,
     shrink=1e-4,
     clip=1.0,
     load=load,

@@ -100,6 +100,6 @@ def epoch_indices(samples: int, size: int, seed: int, step: int) -> NDArray[np.i
     return generator(seed, epoch).permutation(samples)[place * size : (place + 1) * size]
 
 
-def batches(inputs: Tensor, classes: Tensor, size: int = 256) -> Iterator[Batch]:
+def batches(inputs: Tensor, classes: Tensor, size: int) -> Iterator[Batch]:
     """(inputs, classes) cut into consecutive batches."""
     yield from zip(torch.split(inputs, size), torch.split(classes, size), strict=True)

@@ -1,0 +1,41 @@
+"""The lab's commands, run in this process or in another one."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+from sgd_sai.lab.records import METRICS
+
+
+def compare(out, *more, steps=60, optimizer="sgd-sai", lr="0.5"):
+    """The arguments of a small run of a real model."""
+    given = ["compare", "--task", "cnn", "--optimizer", optimizer, "--steps", str(steps), "--threads", "1"]
+    return [*given, *(["--lr", lr] if lr else []), "--out", str(out), *more]
+
+
+def start(arguments):
+    """A command in a process of its own, for which Ctrl-C is what it is in a terminal."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "sgd_sai.cli", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_hear_ctrl_c,
+    )
+
+
+def _hear_ctrl_c():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background shell would have it ignored
+
+
+def wait_for_step(process, folder, step):
+    """Return once a line of that step or a later one is in the metrics."""
+    path = folder / METRICS
+    while process.poll() is None:
+        text = path.read_text() if path.exists() else ""
+        if any(f'{{"step": {later},' in text for later in range(step, step + 20)):
+            return
+        time.sleep(0.002)
+    raise AssertionError(f"ended with {process.returncode} before step {step}: {process.stderr.read()}")

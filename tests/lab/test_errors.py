@@ -1,0 +1,103 @@
+"""Bad input of the lab's commands: one line, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from lab_commands import compare
+
+from sgd_sai.cli import main
+
+
+def rejected(arguments, capsys):
+    """The one line that is printed."""
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    return printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--task", "bert"], ["--task", "'bert'", "gpt, vit, cnn"]),
+        (["--optimizer", "adam"], ["--optimizer", "'adam'", "sgd-sai, adamw, sgd"]),
+        (["--seeds", "0,x"], ["--seeds", "'x'", "integer"]),
+        (["--seeds", "-1"], ["--seeds", "'-1'"]),
+        (["--steps", "0"], ["--steps", "'0'"]),
+        (["--threads", "two"], ["--threads", "'two'"]),
+        (["--lr", "nan", "--optimizer", "sgd"], ["--lr", "'nan'"]),
+        (["--lr", "0", "--optimizer", "sgd"], ["--lr", "'0'"]),
+        (["--lr", "0.1"], ["--lr", "3 optimizers"]),
+        (["--task", "gpt", "--data", "no/such/place"], ["--data", "no/such/place", "does not exist"]),
+        (["--task", "vit", "--data", "."], ["--data", "digits"]),
+        (["--tuned", "missing.json"], ["no learning rate is tuned", "--lr", "sgd-sai tune"]),
+        (["--frobnicate"], ["--frobnicate"]),
+    ],
+)
+def test_compare(arguments, names, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    message = rejected(["compare", "--out", "out", *arguments], capsys)
+    assert [name for name in names if name not in message] == []
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b"too short", b"\xff\xfe" * 4000])
+def test_text_that_cannot_be_learned(content, tmp_path, capsys):
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir() if content is None else data.write_bytes(content)
+    message = rejected(["compare", "--task", "gpt", "--data", str(data), "--out", str(out)], capsys)
+    assert str(data) in message
+    assert "0 bytes" in message or "to hold out" in message
+    assert not out.exists()
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert "is a file" in rejected(compare(tmp_path / "file"), capsys)
+    assert "cannot write" in rejected(compare(tmp_path / "file" / "out"), capsys)
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_a_folder_that_holds_other_runs(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(compare(out, steps=2)) == 0
+    capsys.readouterr()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert "--resume" in rejected(compare(out, steps=2), capsys)
+    assert "steps 2, not 3" in rejected(compare(out, "--resume", steps=3), capsys)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_resuming_needs_a_folder(capsys):
+    assert "--out" in rejected(["compare", "--resume"], capsys)
+
+
+def test_a_broken_file_of_learning_rates(tmp_path, capsys):
+    path = tmp_path / "tuned.json"
+    for content in ("{", "[1]", '{"cnn": {"sgd-sai": {"lr": -1}}}'):
+        path.write_text(content)
+        assert str(path) in rejected(compare(tmp_path / "out", "--tuned", str(path), lr=None), capsys)
+        assert str(path) in rejected(["tune", "--tuned", str(path), "--out", str(tmp_path / "out")], capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_tune(tmp_path, capsys):
+    given = ["tune", "--out", str(tmp_path / "out")]
+    assert "'bert'" in rejected([*given, "--task", "bert"], capsys)
+    assert "does not exist" in rejected([*given, "--tuned", str(tmp_path / "no" / "tuned.json")], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report(tmp_path, capsys):
+    page = str(tmp_path / "report.html")
+    assert "holds no run" in rejected(["report", str(tmp_path), "--out", page], capsys)
+    assert "holds no run" in rejected(["report", str(tmp_path / "missing"), "--out", page], capsys)
+    assert "--out" in rejected(
+        ["report", str(tmp_path), "--out", str(tmp_path / "no" / "report.html")], capsys
+    )
+    (tmp_path / "run.json").write_text("{}")
+    assert "run.json" in rejected(["report", str(tmp_path), "--out", page], capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]

@@ -1,0 +1,71 @@
+"""Tuning: the grid is the same rule for all, and the best point is not on its edge."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+
+import pytest
+
+from sgd_sai.cli import CommandError, main
+from sgd_sai.lab import tuned
+from sgd_sai.lab.optimizers import OPTIMIZERS
+from sgd_sai.lab.records import Record, RunConfig
+from sgd_sai.lab.tasks import TASKS
+from sgd_sai.lab.tune import SEED, search
+
+
+def record_at(lr, best):
+    """What a run with `lr` would leave whose loss is least at `best`; beyond ten times that it diverges."""
+    config = RunConfig("gpt", "sgd", SEED, 10, lr, None, 1)
+    diverged = lr > 10.1 * best
+    result = (
+        {"diverged_at": 3} if diverged else {"val_loss": 1 + abs(math.log(lr / best)), "val_accuracy": 0.5}
+    )
+    return Record(config, "diverged" if diverged else "finished", {}, 1, None, {}, {}, "", "", result)
+
+
+@pytest.mark.parametrize(
+    ("best", "grid"),
+    [
+        (0.1, [0.01, 0.0316, 0.1, 0.316, 1.0]),
+        (1.0, [0.01, 0.0316, 0.1, 0.316, 1.0, 3.16]),
+        (0.001, [0.000316, 0.001, 0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0]),
+    ],
+)
+def test_the_grid_grows_until_the_best_is_inside(best, grid):
+    records = search(0.1, lambda lr: record_at(lr, best))
+    assert [record.config.lr for record in records] == grid
+    assert min(records, key=lambda r: r.result.get("val_loss", math.inf)).config.lr == best
+
+
+def test_a_search_without_end_gives_up():
+    with pytest.raises(CommandError, match="no learning rate"):
+        search(0.1, lambda lr: record_at(lr, 1e9))
+    with pytest.raises(CommandError, match="no learning rate"):
+        search(0.1, lambda lr: record_at(lr, 1e-9))
+
+
+def test_a_result_is_entered_and_used(tmp_path):
+    path = tmp_path / "tuned.json"
+    small = ["--task", "cnn", "--optimizer", "adamw", "--steps", "6", "--threads", "1", "--tuned", str(path)]
+    assert main(["tune", *small, "--out", str(tmp_path / "tune")]) == 0
+    entry = json.loads(path.read_text())["cnn"]["adamw"]
+    assert entry["grid"] == [point["lr"] for point in entry["points"]]
+    assert entry["lr"] in entry["grid"][1:-1]
+    assert len(list((tmp_path / "tune").glob("*/run.json"))) == len(entry["grid"])
+    assert main(["compare", *small, "--out", str(tmp_path / "out")]) == 0
+    assert Record.read(tmp_path / "out" / "cnn-adamw-0").config.lr == entry["lr"]
+
+
+def test_the_package_knows_a_rate_for_every_task_and_optimizer():
+    entries = tuned.read(tuned.OWN)
+    assert {task: set(row) for task, row in entries.items()} == {task: set(OPTIMIZERS) for task in TASKS}
+    for task, row in entries.items():
+        for entry in row.values():
+            assert entry["lr"] in entry["grid"][1:-1]
+            assert entry["seed"] == SEED
+            assert entry["steps"] == TASKS[task].steps
+            ratios = [b / a for a, b in pairwise(entry["grid"])]
+            assert ratios == pytest.approx([10**0.5] * len(ratios), rel=0.01)
