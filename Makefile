@@ -12,8 +12,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .peers sgd-sai==1.0.3
 	touch $(READY)
 
-demo: $(READY)  ## train three real models with three optimizers and open the report
-	$(BIN)/sgd-sai compare --task all --out runs/demo
+demo: $(READY)  ## train three real models with three optimizers and write a report; or go on with it
+	$(BIN)/sgd-sai compare --task all --out runs/demo --resume
 
 test: $(READY)  ## the whole test-suite, in parallel
 	$(BIN)/pytest
