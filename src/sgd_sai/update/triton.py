@@ -37,7 +37,7 @@ def available(device: torch.device) -> bool:
         return os.environ.get("TRITON_INTERPRET") == "1"
     if device.type != "cuda":
         return False
-    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (7, 5)
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @once

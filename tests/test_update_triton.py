@@ -1,0 +1,419 @@
+"""The Triton step against the for-loop that is the truth: interpreted, and compiled where there is a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sgd_sai.update import reference
+from sgd_sai.update import triton as way
+
+pytest.importorskip("triton")
+
+KERNEL = "sgd_sai.update.triton_kernel"
+HALVES = (torch.float32, torch.bfloat16, torch.float16)
+MIXES = [
+    *itertools.product(HALVES, HALVES, (*HALVES, None)),
+    (torch.float64, torch.float64, torch.float64),
+    (torch.float64, torch.float32, None),
+]
+# No element, one, less than a chunk, a chunk, and more than one.
+SHAPES = [(0,), (), (3, 5), (way.CHUNK,), (2, way.CHUNK + 3)]
+SCALES = [1.0, 0.7, 0.03, 1.0, 0.5]
+OPTIONS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.3, "maximize": False}
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def load_kernel(monkeypatch: pytest.MonkeyPatch, *, interpret: bool) -> ModuleType:
+    """The kernel's module, for this test alone: Triton decides when it is imported who will run it."""
+    monkeypatch.setenv("TRITON_INTERPRET", str(int(interpret)))
+    spec = importlib.util.find_spec(KERNEL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, KERNEL, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    load_kernel(monkeypatch, interpret=request.param == "cpu")
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def uploads(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """The dtypes of the tables in the order in which they are uploaded."""
+    upload, dtypes = way._upload, []
+
+    def recorded(table: Tensor, device: torch.device) -> Tensor:
+        dtypes.append(table.dtype)
+        return upload(table, device)
+
+    monkeypatch.setattr(way, "_upload", recorded)
+    return dtypes
+
+
+Lists = tuple[list[Tensor], list[Tensor], list[Tensor | None]]
+
+
+def tensors(
+    device: torch.device,
+    dtypes: tuple[torch.dtype | None, ...] = (torch.float32,) * 3,
+    shapes: list[tuple[int, ...]] = SHAPES,
+    seed: int = 0,
+) -> Lists:
+    generator = torch.Generator().manual_seed(seed)
+    θs, gs, ms = (
+        [torch.randn(s, generator=generator).to(device, d) for s in shapes] if d else [None] * len(shapes)
+        for d in dtypes
+    )
+    return θs, gs, ms
+
+
+def assert_equal(actual: Lists, expected: Lists) -> None:
+    """To one unit in the last place of a half (Triton's interpreter truncates), four of a float32."""
+    for a, e in zip(itertools.chain(*actual), itertools.chain(*expected), strict=True):
+        if e is not None:
+            eps = torch.finfo(e.dtype).eps
+            ulps = 1 if eps > 1e-4 else 4
+            torch.testing.assert_close(a, e, rtol=ulps * eps, atol=min(ulps * eps, 1e-6))
+
+
+def assert_same_step(
+    make: Callable[[], Lists],
+    scales: list[float] = SCALES,
+    cache: dict[str, Any] | None = None,
+    **changed: Any,
+) -> None:
+    """One step of each way from the same tensors ends at the same tensors."""
+    options = OPTIONS | changed
+    actual, expected = make(), make()
+    way.update(*actual, scales, **options, cache=cache)
+    reference.update(*expected, scales, **options)
+    assert_equal(actual, expected)
+
+
+@pytest.mark.parametrize("dtypes", MIXES, ids=lambda d: "-".join(str(t).removeprefix("torch.") for t in d))
+def test_equals_the_reference(device: torch.device, dtypes: tuple[torch.dtype | None, ...]) -> None:
+    momenta = (0.9, 0.3) if dtypes[2] else (0.0,)
+    for momentum, weight_decay, maximize in itertools.product(momenta, (0.0, 0.3), (False, True)):
+        assert_same_step(
+            lambda: tensors(device, dtypes), momentum=momentum, weight_decay=weight_decay, maximize=maximize
+        )
+
+
+def test_options_keep_the_precision_of_float64(device: torch.device) -> None:
+    """0.1 and 0.3 as float32 would be 1e-8 away."""
+    actual, expected = (tensors(device, (torch.float64,) * 3) for _ in range(2))
+    way.update(*actual, SCALES, **OPTIONS)
+    reference.update(*expected, SCALES, **OPTIONS)
+    torch.testing.assert_close(actual, expected, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.3])
+def test_momentum_that_is_the_gradient_stays_so_exactly(device: torch.device, momentum: float) -> None:
+    θs, gs, _ = tensors(device)
+    ms = [g.clone() for g in gs]
+    way.update(θs, gs, ms, SCALES, **OPTIONS | {"momentum": momentum})
+    assert all(torch.equal(m, g) for m, g in zip(ms, gs, strict=True))
+
+
+def test_mixed_dtypes_take_one_launch_each(device: torch.device) -> None:
+    def make() -> Lists:
+        parts = [tensors(device, (torch.float32,) * 3), tensors(device, (torch.bfloat16,) * 3, seed=1)]
+        θs, gs, ms = (
+            [t for pair in zip(*of_kind, strict=True) for t in pair] for of_kind in zip(*parts, strict=True)
+        )  # alternating
+        return θs, gs, ms
+
+    cache: dict[str, Any] = {}
+    assert_same_step(make, [scale for scale in SCALES for _ in range(2)], cache)
+    assert len(cache["launches"]) == 2
+
+
+def test_hundreds_of_tiny_tensors_take_one_launch(device: torch.device) -> None:
+    shapes = [(i % 7,) for i in range(200)]
+    cache: dict[str, Any] = {}
+    assert_same_step(lambda: tensors(device, shapes=shapes), [1 / (i + 1) for i in range(200)], cache)
+    assert len(cache["launches"]) == 1
+
+
+def test_nothing_to_do(device: torch.device) -> None:
+    way.update([], [], [], [], **OPTIONS)
+    way.update(*tensors(device, shapes=[(0, 3)]), [1.0], **OPTIONS)
+
+
+ORDERS: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
+    "transposed": (lambda t: t.mT.contiguous().mT,) * 3,
+    "channels last": (lambda t: t.contiguous(memory_format=torch.channels_last),) * 3,
+    "one channel": (
+        lambda t: t[:, :1].contiguous(memory_format=torch.channels_last),
+        lambda t: t[:, :1].contiguous(),
+        lambda t: t[:, :1].contiguous(),
+    ),
+    "other order of g": (lambda t: t, lambda t: t.mT.contiguous().mT, lambda t: t),
+    "other order of m": (lambda t: t, lambda t: t, lambda t: t.mT.contiguous().mT),
+    "other order of θ": (lambda t: t.mT.contiguous().mT, lambda t: t, lambda t: t),
+    "gaps in θ": (
+        lambda t: t[..., ::2],
+        lambda t: t[..., ::2].contiguous(),
+        lambda t: t[..., ::2].contiguous(),
+    ),
+    "gaps in all": (lambda t: t[..., ::2],) * 3,
+    "expanded g": (lambda t: t, lambda t: t[:1, :1, :1, :1].expand(t.shape), lambda t: t),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_any_order_in_memory(device: torch.device, order: str) -> None:
+    def make() -> Lists:
+        lists = tensors(device, shapes=[(4, 6, 10, 16), (5,)])
+        for of_kind, arrange in zip(lists, ORDERS[order], strict=True):
+            of_kind[0] = arrange(of_kind[0])
+        return lists
+
+    cache: dict[str, Any] = {}
+    assert_same_step(make, SCALES[:2], cache)
+    copied = any(copy is not None for launch in cache["launches"] for copy in launch.copies)
+    assert copied == order.startswith(("other", "gaps", "expanded"))
+
+
+@pytest.mark.parametrize("offset", [0, 1, 4])
+@pytest.mark.parametrize("size", [1, way.CHUNK - 1, way.CHUNK, way.CHUNK + 1])
+def test_no_neighbour_is_touched_at_any_alignment(device: torch.device, offset: int, size: int) -> None:
+    whole = tensors(device, shapes=[(size + 16,)])
+    before = [of_kind[0].clone() for of_kind in whole]
+    inner: Any = [[of_kind[0][offset : offset + size]] for of_kind in whole]
+    expected: Any = [[t[0].clone()] for t in inner]
+    way.update(*inner, [0.5], **OPTIONS)
+    reference.update(*expected, [0.5], **OPTIONS)
+    assert_equal(inner, expected)
+    for of_kind, old in zip(whole, before, strict=True):
+        assert torch.equal(of_kind[0][:offset], old[:offset])
+        assert torch.equal(of_kind[0][offset + size :], old[offset + size :])
+
+
+def test_elements_beyond_2_to_the_31(device: torch.device) -> None:
+    """The last chunk of 2³³ + 5 elements, whose first 2³³ are only an address."""
+    elements = 2**33
+    θ, g, m = (torch.randn(5, generator=torch.Generator().manual_seed(i)).to(device) for i in range(3))
+    expected = [t.clone() for t in (θ, g, m)]
+    kernel = sys.modules[KERNEL]
+    kernel.step[(1,)](
+        torch.tensor([[0, elements // way.CHUNK]], dtype=torch.int32, device=device),
+        torch.tensor([elements + 5], device=device),
+        torch.tensor([t.data_ptr() - 4 * elements for t in (θ, g, m)], device=device),
+        torch.tensor([0.5], dtype=torch.float64, device=device),
+        torch.tensor([0.9, 0.3], dtype=torch.float64, device=device),
+        torch.tensor(0.1, device=device),
+        None,
+        None,
+        *(kernel.TYPES[torch.float32] for _ in range(3)),
+        False,
+        way.CHUNK,
+    )
+    reference.update(*([t] for t in expected), [0.5], **OPTIONS)
+    assert_equal(([θ], [g], [m]), tuple([t] for t in expected))
+
+
+def test_chunks_of_a_tensor_beyond_2_to_the_31() -> None:
+    chunks = way._chunks(torch.tensor([1, 2**33 + 5, 0, way.CHUNK]))
+    assert chunks.dtype == torch.int32
+    assert len(chunks) == 1 + (2**33 // way.CHUNK + 1) + 1
+    assert chunks[[0, 1, 2, -2, -1]].tolist() == [[0, 0], [1, 0], [1, 1], [1, 2**33 // way.CHUNK], [3, 0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_lr_as_a_tensor(device: torch.device, dtype: torch.dtype, uploads: list[torch.dtype]) -> None:
+    lr = torch.tensor(0.125, dtype=dtype, device=device)
+    cache: dict[str, Any] = {}
+    actual, expected = tensors(device), tensors(device)
+    way.update(*actual, SCALES, **OPTIONS | {"lr": lr}, cache=cache)
+    lr.fill_(0.5)
+    uploads.clear()
+    way.update(*actual, SCALES, **OPTIONS | {"lr": lr}, cache=cache)
+    assert not uploads
+    for value in (0.125, 0.5):
+        reference.update(*expected, SCALES, **OPTIONS | {"lr": value})
+    assert_equal(actual, expected)
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_grad_scale_divides_the_gradient_and_leaves_it_as_it_is(device: torch.device, maximize: bool) -> None:
+    actual, expected = tensors(device), tensors(device)
+    for g in actual[1]:
+        g *= 1024.0
+    scaled = [g.clone() for g in actual[1]]
+    options = OPTIONS | {"maximize": maximize}
+    way.update(*actual, SCALES, **options, grad_scale=torch.tensor(1024.0, device=device))
+    assert all(torch.equal(g, s) for g, s in zip(actual[1], scaled, strict=True))
+    reference.update(*expected, SCALES, **options)
+    assert_equal((actual[0], [], actual[2]), (expected[0], [], expected[2]))
+
+
+@pytest.mark.parametrize("found", [0.0, 1.0])
+@pytest.mark.parametrize("order", ["dense", "gaps"])
+def test_found_inf(device: torch.device, found: float, order: str) -> None:
+    actual = tensors(device)
+    if order == "gaps":
+        actual[0][-1] = actual[0][-1].repeat(1, 2)[:, ::2]
+    before = [t.clone() for of_kind in actual for t in of_kind]
+    way.update(*actual, SCALES, **OPTIONS, found_inf=torch.tensor([found], device=device))
+    same = [torch.equal(t, b) for t, b in zip(itertools.chain(*actual), before, strict=True)]
+    moving = [i for i, b in enumerate(before) if b.numel() and not len(SHAPES) <= i < 2 * len(SHAPES)]
+    assert [i for i, equal in enumerate(same) if not equal] == (moving if not found else [])
+
+
+def test_tables_are_uploaded_when_something_has_changed(
+    device: torch.device, uploads: list[torch.dtype]
+) -> None:
+    θs, gs, ms = tensors(device)
+    expected = tensors(device)
+    options, scales = dict(OPTIONS), list(SCALES)
+    cache: dict[str, Any] = {}
+
+    def step() -> list[torch.dtype]:
+        uploads.clear()
+        way.update(θs, gs, ms, scales, **options, cache=cache)
+        reference.update(*expected, scales, **options)
+        assert_equal((θs, gs, ms), expected)
+        return list(uploads)
+
+    assert sorted(step(), key=str) == [torch.float64] * 3 + [torch.int32] + [torch.int64] * 2
+    assert step() == []
+    kept = gs[1]
+    gs[1] = kept.clone() + 1
+    expected[1][1] = expected[1][1] + 1
+    assert step() == [torch.int64]
+    scales[2] = 0.5
+    assert step() == [torch.float64]
+    options["lr"] = 0.05
+    assert step() == [torch.float64]
+    options["momentum"] = 0.8
+    assert step() == [torch.float64]
+    for lists in ((θs, gs, ms), expected):
+        for of_kind in lists:
+            of_kind[2] = of_kind[2][:2]  # at the same address
+    assert len(step()) == 6
+    assert step() == []
+
+
+def test_autograd_notices_the_step(device: torch.device) -> None:
+    θ = torch.randn(3, device=device, requires_grad=True)
+    loss = (θ * θ).sum()
+    with torch.no_grad():
+        way.update([θ], [torch.randn(3, device=device)], [None], [1.0], **OPTIONS | {"momentum": 0.0})
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_available_and_imported_without_triton() -> None:
+    program = """if True:
+        import os, sys, torch
+        from sgd_sai.update import triton
+        cpu = torch.device("cpu")
+        os.environ.pop("TRITON_INTERPRET", None)
+        print("triton" in sys.modules, triton.available(cpu), triton.available(torch.device("meta")))
+        os.environ["TRITON_INTERPRET"] = "1"
+        print(triton.available(cpu))
+        sys.modules["triton"] = None  # as if it were not installed
+        triton._installed.cache_clear()
+        print(triton.available(cpu))
+    """
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False", "False", "False", "True", "False"]
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_compiles_ahead_of_time_to_vectors_of_16_bytes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: str, capability: int
+) -> None:
+    triton = pytest.importorskip("triton", minversion="3.3")  # older ones name the arguments otherwise
+    from triton.backends.compiler import GPUTarget
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = load_kernel(monkeypatch, interpret=False)
+    pointers = {
+        "chunks": "*i32", "sizes": "*i64", "addresses": "*i64", "scales": "*fp64", "options": "*fp64",
+        "lr": "*fp32", "grad_scale": "*fp32", "found_inf": "*fp32",
+    }  # fmt: skip
+    of_dtype = kernel.TYPES[getattr(torch, dtype)]
+    constants = {"θ_type": of_dtype, "g_type": of_dtype, "m_type": of_dtype} | {
+        "maximize": False,
+        "chunk_size": way.CHUNK,
+    }
+    source = triton.compiler.ASTSource(
+        kernel.step, signature=pointers | dict.fromkeys(constants, "constexpr"), constexprs=constants
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    vectors = way.CHUNK * getattr(torch, dtype).itemsize // 16
+    threads = 32 * compiled.metadata.num_warps
+    assert len(re.findall(r"ld\.global\S*\.v4\.", compiled.asm["ptx"])) == 3 * vectors // threads
+    assert len(re.findall(r"st\.global\S*\.v4\.", compiled.asm["ptx"])) == 2 * vectors // threads
+    assert compiled.asm["cubin"]
+
+
+@gpu
+def test_no_step_waits_for_the_device() -> None:
+    cuda = torch.device("cuda")
+    θs, gs, ms = tensors(cuda)
+    numbers = {"grad_scale": torch.ones((), device=cuda), "found_inf": torch.zeros((), device=cuda)}
+    cache: dict[str, Any] = {}
+    way.update(θs, gs, ms, SCALES, **OPTIONS, **numbers, cache=cache)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for lr in (0.1, 0.1, 0.05, torch.ones((), device=cuda)):
+            gs = [g.clone() for g in gs]
+            way.update(θs, gs, ms, SCALES, **OPTIONS | {"lr": lr}, **numbers, cache=cache)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@gpu
+def test_cuda_graph_replays_with_the_lr_of_the_moment() -> None:
+    cuda = torch.device("cuda")
+    actual, expected = tensors(cuda), tensors(cuda)
+    lr = torch.tensor(0.1, device=cuda)
+    options = OPTIONS | {"lr": lr}
+    cache: dict[str, Any] = {}
+    way.update(*actual, SCALES, **options, cache=cache)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        way.update(*actual, SCALES, **options, cache=cache)
+    # A step in between with other gradients takes new tables; the graph keeps its own.
+    others = [torch.zeros_like(g) for g in actual[1]]
+    way.update(actual[0], others, actual[2], SCALES, **options, cache=cache)
+    for value in (0.5, 0.25):
+        lr.fill_(value)
+        graph.replay()
+    reference.update(*expected, SCALES, **OPTIONS)
+    reference.update(expected[0], others, expected[2], SCALES, **OPTIONS)
+    for value in (0.5, 0.25):
+        reference.update(*expected, SCALES, **OPTIONS | {"lr": value})
+    assert_equal(actual, expected)
+
+
+@gpu
+def test_capture_without_tables_is_an_error() -> None:
+    cuda = torch.device("cuda")
+    lists = tensors(cuda)
+    with (
+        pytest.raises(RuntimeError, match="cannot be uploaded in a CUDA graph capture"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
+        way.update(*lists, SCALES, **OPTIONS, cache={})
