@@ -191,7 +191,7 @@ def _provenance(records: Sequence[Record]) -> str:
     """Conditions, machines, versions, commands and dates, each said once."""
     machines = (
         f"{r.machine['processor']}, {r.machine['cores']} cores, {r.machine['memory_gib']} GiB, "
-        f"{r.machine['system']}, torch on {r.config.threads}"
+        f"{r.machine['system']}, torch threads: {r.config.threads}"
         for r in records
     )
     versions = (", ".join(f"{name} {version}" for name, version in r.versions.items()) for r in records)

@@ -25,7 +25,7 @@ WARM_UP = 0.1  # of the steps
 EVALUATIONS = 10  # in a run, and one before its first step
 LOG_EVERY = 5  # steps
 CHECKPOINT_EVERY = 25  # steps, a multiple of LOG_EVERY: no line is begun when one is written
-DIVERGED = 100.0  # nats; guessing costs ln(classes), 5.5 for bytes
+DIVERGED = 100.0  # nats of training loss; guessing costs ln(classes), 5.5 for bytes
 
 #: (step, training loss, learning rate), after every step.
 Watcher = Callable[[int, float, float], None]
@@ -144,7 +144,7 @@ class _Running:
                 self._log()
             if self.step % evaluate_every == 0 or last:
                 held_out = self._evaluate()
-                if not held_out["val_loss"] < DIVERGED:
+                if not math.isfinite(held_out["val_loss"]):
                     return self._result(diverged_at=self.step), "diverged"
             if self.step % CHECKPOINT_EVERY == 0 or last:
                 self._save()
@@ -183,7 +183,7 @@ class _Running:
 
     def _evaluate(self) -> dict[str, float]:
         held_out = self.problem.evaluate(self.model)
-        if held_out["val_loss"] < DIVERGED:
+        if math.isfinite(held_out["val_loss"]):
             self._append(held_out)
         return held_out
 
