@@ -29,11 +29,15 @@ _PIECE = 1 << 18
 
 @dataclass(frozen=True)
 class Moments:
-    """The moments (n, Σg, Σg²) of a block's gradient; complex elements count as two reals."""
+    """The moments (n, Σg, Σg²) of a block's gradient; complex elements count as two reals.
+
+    `nonzero` is how many elements are not 0: those that AdamW's first update moves.
+    """
 
     n: int
     total: float
     total_sq: float
+    nonzero: int
 
     @property
     def norm(self) -> float:
@@ -91,6 +95,15 @@ def scale(gsnr: float, gsnr_max: float) -> float:
     return min(gsnr / gsnr_max, 1.0)
 
 
+def rms_normalizer(gsnrs: Sequence[float], moments: Sequence[Moments]) -> float:
+    """The N for which the first update η Gᵢ/N gᵢ of all blocks has the RMS of AdamW's at the same lr η.
+
+    AdamW's, decay apart and with ε = 0, is η sign(g). So N² = Σᵢ Gᵢ² ‖gᵢ‖² / (elements with g ≠ 0).
+    """
+    total_sq = math.fsum(raw**2 * of_block.total_sq for raw, of_block in zip(gsnrs, moments, strict=True))
+    return math.sqrt(total_sq / sum(of_block.nonzero for of_block in moments))
+
+
 def as_real(tensor: Tensor) -> Tensor:
     """A complex tensor as a view of pairs of reals, shape (*, 2); a real one as it is."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
@@ -102,26 +115,26 @@ def measure(blocks: Sequence[Sequence[Tensor]]) -> list[Moments]:
     Tensors may differ in dtype and device. Sums are taken in float64 where the device has it; the host
     waits for each device once, however many blocks there are.
     """
-    sums: list[list[float]] = [[0.0, 0.0] for _ in blocks]
+    sums: list[list[float]] = [[0.0, 0.0, 0.0] for _ in blocks]
     by_device: dict[torch.device, list[tuple[int, Tensor]]] = {}
     for index, block in enumerate(blocks):
         for gradient in block:
             by_device.setdefault(gradient.device, []).append((index, _sums(as_real(gradient))))
     for parts in by_device.values():
-        for (index, _), (total, total_sq) in zip(
-            parts, torch.stack([s for _, s in parts]).tolist(), strict=True
-        ):
-            sums[index][0] += total
-            sums[index][1] += total_sq
+        for (index, _), part in zip(parts, torch.stack([s for _, s in parts]).tolist(), strict=True):
+            sums[index] = [a + b for a, b in zip(sums[index], part, strict=True)]
     counts = [sum(as_real(gradient).numel() for gradient in block) for block in blocks]
-    return [Moments(n, *pair) for n, pair in zip(counts, sums, strict=True)]
+    return [
+        Moments(n, total, total_sq, int(nonzero))
+        for n, (total, total_sq, nonzero) in zip(counts, sums, strict=True)
+    ]
 
 
 def _sums(gradient: Tensor) -> Tensor:
-    """(Σg, Σg²) as a tensor of shape (2,) on the gradient's device."""
+    """(Σg, Σg², elements ≠ 0) as a tensor of shape (3,) on the gradient's device."""
     wide = torch.float32 if gradient.device.type == "mps" else torch.float64  # Metal has no float64
-    sums = torch.zeros(2, dtype=wide, device=gradient.device)
+    sums = torch.zeros(3, dtype=wide, device=gradient.device)
     for piece in torch.split(gradient.detach().reshape(-1), _PIECE):
         x = piece.to(wide)
-        sums += torch.stack((x.sum(), x.dot(x)))
+        sums += torch.stack((x.sum(), x.dot(x), piece.bool().count_nonzero()))
     return sums
