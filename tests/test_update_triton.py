@@ -39,11 +39,15 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def load_kernel(monkeypatch: pytest.MonkeyPatch, *, interpret: bool) -> ModuleType:
     """The kernel's module, for this test alone: Triton decides when it is imported who will run it."""
     monkeypatch.setenv("TRITON_INTERPRET", str(int(interpret)))
-    spec = importlib.util.find_spec(KERNEL)
+    return load(monkeypatch, KERNEL, Path(way.__file__).with_name("triton_kernel.py"))
+
+
+def load(monkeypatch: pytest.MonkeyPatch, name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, KERNEL, module)
+    monkeypatch.setitem(sys.modules, name, module)
     spec.loader.exec_module(module)
     return module
 
@@ -417,3 +421,46 @@ def test_capture_without_tables_is_an_error() -> None:
         torch.cuda.graph(torch.cuda.CUDAGraph()),
     ):
         way.update(*lists, SCALES, **OPTIONS, cache={})
+
+
+BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "gpu_step.py"
+
+
+def test_benchmark_without_a_gpu_says_so_and_writes_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    benchmark = load(monkeypatch, "gpu_step", BENCHMARK)
+    assert benchmark.main(["--out", str(tmp_path / "record.json")]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "gpu_step: this machine has no GPU that torch can use; nothing was measured"
+    ]
+    assert not list(tmp_path.iterdir())
+    assert benchmark.main(["--rounds", "0"]) == 2
+    assert capsys.readouterr().err.startswith("gpu_step: --rounds: given 0; allowed:")
+
+
+def test_benchmark_has_the_shapes_of_gpt2_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    with torch.device("meta"):
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config())
+    shapes = load(monkeypatch, "gpu_step", BENCHMARK).gpt2_small()
+    assert shapes == [tuple(param.shape) for param in model.parameters()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_benchmark_steps_every_optimizer(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """Each moves the parameters, and the bytes that it is held to are those of its streams."""
+    benchmark = load(monkeypatch, "gpu_step", BENCHMARK)
+    monkeypatch.setitem(benchmark.OPTIONS, "lr", 0.1)
+    benchmark.check(dtype, device)
+    streams = dict.fromkeys(("SGD-SaI's kernel, float32 m", "SGDSaI"), 3 * dtype.itemsize + 8)
+    streams["torch AdamW, fused"] = 7 * dtype.itemsize
+    params = benchmark.parameters([(3, 5), (7,)], dtype, device)
+    for entry in benchmark.contenders(params):
+        before = params[0].clone()
+        entry.step()
+        assert not torch.equal(params[0], before), entry.name
+        assert entry.bytes_moved() == 22 * streams.get(entry.name, 5 * dtype.itemsize), entry.name
