@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from sgd_sai.memory.parameters import Parameter, parameters
 transformers = pytest.importorskip("transformers")
 
 ROOT = Path(__file__).parent.parent
+DOCS = (ROOT / "docs" / "memory.md").read_text()
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -94,6 +96,8 @@ REAL = {
     "prodigy": lambda model: peer("prodigyopt").Prodigy(trained(model)),
     "adam-8bit": lambda model: peer("bitsandbytes").optim.AdamW8bit(trained(model)),
     ("sgd-sai", "fp32"): lambda model: SGDSaI(trained(model)),
+    ("sgd-sai", "bf16"): lambda model: SGDSaI(trained(model), state_dtype=torch.bfloat16),
+    ("sgd-sai", "8bit"): lambda model: SGDSaI(trained(model), state_dtype="8bit"),
     ("sgd-sai", "none"): lambda model: SGDSaI(trained(model), momentum=0.0),
 }
 
@@ -139,17 +143,17 @@ def test_state_is_what_the_optimizer_allocates(kind, dtype, key):
 
 
 def test_every_entry_is_compared_with_its_optimizer():
-    compared = {entry for entry in REAL if isinstance(entry, tuple)} | {(name, None) for name in REAL}
-    missing = {(entry.name, entry.state_dtype) for entry in OPTIMIZERS} - compared
-    assert missing == {("sgd-sai", "bf16"), ("sgd-sai", "8bit")}  # see the two tests below
+    compared = [key if isinstance(key, tuple) else (key, None) for key in REAL]
+    assert sorted(map(str, compared)) == sorted(str((e.name, e.state_dtype)) for e in OPTIMIZERS)
 
 
-def test_low_precision_momentum():
-    model = gpt()
-    sizes = [param.numel() for param in model.parameters()]
-    assert plan(model, state_dtype="bf16").state == 2 * sum(sizes)
-    whole = sum(n + 4 * -(-n // 256) for n in sizes if n >= 4096)
-    assert plan(model, state_dtype="8bit").state == whole + sum(4 * n for n in sizes if n < 4096)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64])
+@pytest.mark.parametrize("state_dtype", ["fp32", "bf16", "8bit", "none"])
+def test_state_of_sgd_sai_in_other_dtypes(dtype, state_dtype):
+    model = nn.ParameterList(torch.randn(n, dtype=dtype) for n in (7, 2048, 4095, 4096, 5000))
+    randomise(model)
+    key = ("sgd-sai", state_dtype)
+    assert plan(model, **arguments(key)).state == state_bytes(after_two_steps(model, key))
 
 
 def test_eight_bit_state_is_bitsandbytes():
@@ -226,15 +230,15 @@ def test_temporaries_are_what_the_profiler_sees(optimizer, dtype):
     assert 0 <= peak(real.step) - plan(model, optimizer).temporaries <= 64
 
 
-@pytest.mark.parametrize("foreach", [None, True])
-@pytest.mark.parametrize("momentum", [0.9, 0.0])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_step_of_sgd_sai_allocates_a_bounded_amount(dtype, momentum, foreach):
+@pytest.mark.parametrize("state_dtype", ["fp32", "bf16", "8bit", "none"])
+def test_a_step_of_sgd_sai_allocates_a_bounded_amount(state_dtype, dtype):
     model = nn.ParameterList(torch.randn(4096, 1024, dtype=DTYPES[dtype]) for _ in range(6))
     randomise(model)
-    optimizer = SGDSaI(model.parameters(), momentum=momentum, weight_decay=0.1, foreach=foreach)
+    optimizer = REAL["sgd-sai", state_dtype](model)
+    optimizer.param_groups[0]["weight_decay"] = 0.1
     optimizer.step()
-    assert plan(model, state_dtype="fp32" if momentum else "none").temporaries == 0
+    assert plan(model, state_dtype=state_dtype).temporaries == 0
     assert peak(optimizer.step) <= 32 * 2**20
 
 
@@ -270,6 +274,7 @@ def fsdp_rank(rank: int, file: str) -> None:
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
 
+    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     for name in ("adamw", "sgd-momentum"):
         torch.manual_seed(0)
@@ -365,7 +370,10 @@ def test_headline_of_the_7b_model():
     assert lean.total / count == pytest.approx(3, abs=0.06)
     assert lean.total < 24 * 2**30
     usual = plan(model, "adamw")
-    assert (usual.parameters + usual.gradients + usual.state) / count == pytest.approx(16, abs=1e-3)
+    usual_bytes = usual.parameters + usual.gradients + usual.state
+    assert usual_bytes / count == pytest.approx(16, abs=1e-3)
+    for size in (usual_bytes, plan(model).total, lean.total):
+        assert f"| {size / count:.3g} | {size / 2**30:.2f} GiB |" in DOCS
 
 
 def run(capsys, *words: str) -> tuple[int, str, str]:
@@ -486,6 +494,8 @@ def test_the_paper_s_table(capsys):
             assert round(counted, 2) == row.paper or abs(row.deviation_allocated) <= 0.02
     differs = {(row.model, row.optimizer) for row in rows if row.verdict == "differs"}
     assert differs == {(model, "adam-mini") for model in ("vit-h14", "gpt2-xl", "llama2-7b")}
+    for verdict, count in Counter(row.verdict for row in rows).items():
+        assert f"- **{verdict}**: {count} of 20" in DOCS
     recorded = ROOT / "benchmarks" / "results" / "memory" / "paper.json"
     assert run(capsys, "--paper", "--json")[1] == recorded.read_text()
 
@@ -507,13 +517,13 @@ def test_rounding_of_the_cuda_allocator():
 
 @pytest.mark.parametrize(
     "words",
-    re.findall(r"^    \$ sgd-sai memory (.*)$", (ROOT / "docs" / "memory.md").read_text(), re.MULTILINE),
+    re.findall(r"^    \$ sgd-sai memory (.*)$", DOCS, re.MULTILINE),
 )
 def test_docs_show_what_the_command_prints(words, capsys):
     code, out, _ = run(capsys, *words.split())
     block = "".join(f"    {line}\n" for line in out.splitlines())
     assert code == 0
-    assert f"    $ sgd-sai memory {words}\n{block}" in (ROOT / "docs" / "memory.md").read_text()
+    assert f"    $ sgd-sai memory {words}\n{block}" in DOCS
 
 
 def test_importing_the_planner_needs_torch_alone():

@@ -120,8 +120,17 @@ def _prodigy(param: Parameter) -> int:
 
 
 def _momentum(param: Parameter) -> int:
-    """float32 at least, as `SGDSaI` keeps it."""
+    """float32 at least, as `SGDSaI` keeps it unless told otherwise."""
     return param.numel * torch.promote_types(param.dtype, torch.float32).itemsize
+
+
+def _momentum_bf16(param: Parameter) -> int:
+    """There is no complex bfloat16: of a complex parameter it is complex64."""
+    return param.numel * (8 if param.dtype.is_complex else 2)
+
+
+def _momentum_8bit(param: Parameter) -> int:
+    return eight_bit(param.reals) if param.reals >= MIN_8BIT else _momentum(param)
 
 
 #: The optimizers. Those of torch.optim as they choose themselves on a GPU, which is foreach.
@@ -137,14 +146,8 @@ OPTIMIZERS = (
     Entry("sgd", "SGD", _nothing, temporaries=_nothing),
     # A step of SGD-SaI works in pieces of bounded size: tens of MiB at most, whatever the model's.
     Entry("sgd-sai", "SGD-SaI", _each(_momentum), temporaries=_nothing, state_dtype="fp32"),
-    Entry("sgd-sai", "SGD-SaI, bf16 m", _each(lambda p: 2 * p.reals), temporaries=None, state_dtype="bf16"),
-    Entry(
-        "sgd-sai",
-        "SGD-SaI, 8-bit m",
-        _each(lambda p: eight_bit(p.reals)),
-        temporaries=None,
-        state_dtype="8bit",
-    ),
+    Entry("sgd-sai", "SGD-SaI, bf16 m", _each(_momentum_bf16), temporaries=_nothing, state_dtype="bf16"),
+    Entry("sgd-sai", "SGD-SaI, 8-bit m", _each(_momentum_8bit), temporaries=_nothing, state_dtype="8bit"),
     Entry("sgd-sai", "SGD-SaI, no m", _nothing, temporaries=_nothing, state_dtype="none"),
 )
 
