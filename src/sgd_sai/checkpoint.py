@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sgd_sai import precision
 from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.options import RULES, Group, name_of
 
@@ -78,6 +79,8 @@ def _fitted_group(saved: Mapping[str, Any], group: Group) -> Group:
     if "normalize" not in saved:  # release 1.0.3, whose lr multiplies the raw, unbiased G_snr
         saved = {"normalize": False, "unbiased": True, "measure_first": False, "gsnr_max": UNLATCHED, **saved}
         saved = {"scale": "gsnr", "blocks": "tensor", "split": 1, "maximize": False, **saved}
+    # older states are as they are
+    saved = {"state_dtype": None, "rounding": "nearest", "gsnr_rms": UNLATCHED, **saved}
     completed = {**group, **saved}
     if completed["scale"] not in RULES:  # a callable was saved by name
         if not callable(group["scale"]):
@@ -90,21 +93,24 @@ def _fitted_group(saved: Mapping[str, Any], group: Group) -> Group:
 
 def _fitted_state(saved: Mapping[str, Any], param: Tensor, group: Group) -> dict[str, Any]:
     keys = gsnr_keys(group["split"])
-    foreign = set(saved) - {"momentum_buffer", *keys}
+    foreign = set(saved) - {"momentum_buffer", "momentum_absmax", "compensation", *keys}
     if foreign:
         raise ValueError(f"holds {sorted(foreign)}, which SGDSaI does not keep; it is another optimizer's")
     missing = set(keys) - set(saved)
     if missing:
         raise ValueError(f"lacks {sorted(missing)}")
-    fitting: dict[str, Any] = {key: _latched_or_not(saved[key]) for key in keys}
-    if "momentum_buffer" in saved:
-        momentum = saved["momentum_buffer"]
-        if not isinstance(momentum, Tensor) or momentum.shape != param.shape:
-            has = tuple(momentum.shape) if isinstance(momentum, Tensor) else type(momentum).__name__
-            raise ValueError(f"momentum_buffer is {has}, the parameter {tuple(param.shape)}")
-        fitting["momentum_buffer"] = _Packed(momentum)
-    elif group["momentum"] != 0 and not group["measure_first"]:
+    if "momentum_buffer" not in saved and group["momentum"] != 0 and not group["measure_first"]:
         raise ValueError("lacks 'momentum_buffer'")
+    like: dict[str, Any] = {"momentum_buffer": param, "compensation": param}
+    if "momentum_absmax" in saved:
+        precision.create_momentum(like, param, "8bit", group["split"])
+    fitting: dict[str, Any] = {key: _latched_or_not(saved[key]) for key in keys}
+    for name in set(saved) - set(keys):
+        value = saved[name]
+        if not isinstance(value, Tensor) or value.shape != like[name].shape:
+            has = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{name} is {has}, the parameter {tuple(param.shape)}")
+        fitting[name] = _Packed(value)
     return fitting
 
 

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from sgd_sai import checkpoint, gsnr
+from sgd_sai import checkpoint, gsnr, precision
 from sgd_sai.checkpoint import gsnr_keys
 from sgd_sai.gsnr import UNLATCHED, Moments, Rule
 from sgd_sai.options import Group, check_options, check_params, name_of
+from sgd_sai.precision import Momentum, Momentum8, equal_parts
 from sgd_sai.update import update
 
 
@@ -53,7 +54,8 @@ class SGDSaI(Optimizer):
         differentiable: autograd records the step. The scales are constants to it.
         fused: use a fused kernel: on the CPU torch's, on CUDA our Triton one.
         normalize: divide by the largest G_snr (Algorithm 1). False: the raw G_snr multiplies lr, as in the
-            authors' release 1.0.3.
+            authors' release 1.0.3. "rms": divide all by one number, with which the first update has the RMS
+            of AdamW's at the same lr (`sgd_sai.gsnr.rms_normalizer`), whatever the loss is multiplied by.
         unbiased: the variance with 1/(d−1), as in the tutorial listing and release 1.0.3, instead of 1/d.
         measure_first: a block's first gradient is only measured and the block moves from its next one on,
             as in the tutorial listing.
@@ -62,13 +64,18 @@ class SGDSaI(Optimizer):
         blocks: "tensor", one block per parameter; "group", one block per parameter group.
         split: cut each parameter of the group into this many equal blocks along dim 0 (3 for a fused
             q, k, v weight).
+        state_dtype: of the momentum. None: the parameter's, but float32 at least; `torch.bfloat16`, 2 bytes
+            an element; "8bit", one byte and a float32 for each 256, in tensors of 4096 elements or more.
+        rounding: of bfloat16 parameters: "nearest"; "stochastic", right in the mean, by torch's default
+            generator; "kahan", exact to about float32, in 2 more bytes an element. Float16 ones take "kahan".
 
     The tutorial listing is ``unbiased=True, measure_first=True``; release 1.0.3 is
     ``normalize=False, unbiased=True, weight_decay=1e-2``.
 
-    State, per parameter: ``momentum_buffer`` (float32 at least) and ``gsnr``, the raw G_snr as a float, −1
-    while unlatched (``gsnr_0``, ``gsnr_1``, … for a split one). Per group: ``gsnr_max``, the largest G_snr
-    of all groups at the first latch. Nothing else, so any checkpoint resumes exactly.
+    State, per parameter: ``momentum_buffer`` and ``gsnr``, the raw G_snr as a float, −1 while unlatched
+    (``gsnr_0``, ``gsnr_1``, … for a split one); ``momentum_absmax`` beside a momentum in 8 bits, and
+    ``compensation`` for "kahan". Per group: ``gsnr_max``, the largest G_snr of all groups at the first
+    latch, and ``gsnr_rms``, the divisor of "rms". Nothing else, so any checkpoint resumes exactly.
 
     Raises:
         ValueError, TypeError: an option or a parameter that is not allowed, by name; a sparse gradient.
@@ -92,12 +99,14 @@ class SGDSaI(Optimizer):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        normalize: bool = True,
+        normalize: bool | Literal["rms"] = True,
         unbiased: bool = False,
         measure_first: bool = False,
         scale: Literal["gsnr", "sqrt_d"] | Rule = "gsnr",
         blocks: Literal["tensor", "group"] = "tensor",
         split: int = 1,
+        state_dtype: torch.dtype | Literal["8bit"] | None = None,
+        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
     ) -> None:
         """See the class."""
         defaults: Group = {
@@ -116,7 +125,10 @@ class SGDSaI(Optimizer):
             "scale": scale,
             "blocks": blocks,
             "split": split,
+            "state_dtype": state_dtype,
+            "rounding": rounding,
             "gsnr_max": UNLATCHED,
+            "gsnr_rms": UNLATCHED,
         }
         check_options(defaults)
         super().__init__(params, defaults)
@@ -154,6 +166,7 @@ class SGDSaI(Optimizer):
                     work.grads,
                     work.momenta,
                     work.scales,
+                    work.compensations,
                     lr=work.lr,
                     group=group,
                     compiling=compiling,
@@ -169,7 +182,8 @@ class SGDSaI(Optimizer):
         for group, work in gathered:
             for block in work.waiting:
                 if not block.rests:
-                    work.add(block.param, block.grad, block.momentum, _scale(block.state[block.key], group))
+                    scale = _scale(block.state[block.key], group)
+                    work.add(block.param, block.grad, block.momentum, block.compensation, scale)
             work.lr = group["lr"]
             if compiling and not isinstance(work.lr, Tensor):
                 work.lr = torch.tensor(work.lr)  # a float would be compiled in, and again for each value
@@ -215,17 +229,17 @@ class SGDSaI(Optimizer):
             state = self.state[param]
             for key in keys:
                 state.setdefault(key, UNLATCHED)
-            momentum = state.get("momentum_buffer") if group["momentum"] != 0 else None
-            if momentum is None and group["momentum"] != 0:
-                momentum = state["momentum_buffer"] = torch.zeros_like(param, dtype=_state_dtype(param))
+            if group["momentum"] != 0 and "momentum_buffer" not in state:
+                precision.create_momentum(state, param, group["state_dtype"], len(keys))
                 if state[keys[0]] != UNLATCHED:  # measured in an earlier step, or momentum was 0 until now
-                    _start(momentum, grad, group["maximize"])
-            for θ, g, m, key in _blocks(param, grad, momentum, keys):
+                    for _, g, m, _, _ in _blocks(param, grad, state, group, keys):
+                        _start(m, g, group["maximize"])
+            for θ, g, m, c, key in _blocks(param, grad, state, group, keys):
                 raw = state[key]
                 if raw == UNLATCHED:
-                    work.waiting.append(_Waiting(θ, g, m, state, key))
+                    work.waiting.append(_Waiting(θ, g, m, c, state, key))
                 else:
-                    work.add(θ, g, m, _scale(raw, group))
+                    work.add(θ, g, m, c, _scale(raw, group))
         return work
 
     def _latch(self, gathered: list[tuple[Group, _Work]]) -> None:
@@ -250,8 +264,7 @@ class SGDSaI(Optimizer):
                     part.latch(raw, group)
                 else:
                     part.rests = not of_block.finite
-        if max(found) != UNLATCHED:
-            self._record_max(max(found))
+        self._record_normalizers([pair for pair in zip(found, moments, strict=True) if pair[0] != UNLATCHED])
 
     def _gsnr_of(self, group: Group, moments: Moments) -> float:
         """The raw G_snr of a block by the group's rule."""
@@ -271,12 +284,16 @@ class SGDSaI(Optimizer):
             raise ValueError(f"scale: it gave {raw} for {moments}; allowed: a positive, finite number")
         return raw
 
-    def _record_max(self, largest: float) -> None:
-        """Record the normaliser at the first latch, and hand it to the groups that were added since."""
-        recorded = max(group["gsnr_max"] for group in self.param_groups)
-        first = recorded == UNLATCHED
-        for group in self.param_groups:
-            group["gsnr_max"] = largest if first else recorded
+    def _record_normalizers(self, latched: list[tuple[float, Moments]]) -> None:
+        """Record what divides the scales at the first latch, and hand it to the groups added since."""
+        if not latched:
+            return
+        raws, moments = zip(*latched, strict=True)
+        first = all(group["gsnr_max"] == UNLATCHED for group in self.param_groups)
+        for key, found in (("gsnr_max", max(raws)), ("gsnr_rms", gsnr.rms_normalizer(raws, moments))):
+            recorded = max(group[key] for group in self.param_groups)
+            for group in self.param_groups:
+                group[key] = found if recorded == UNLATCHED else recorded
         if first:
             self._warn_of_unlatched()
 
@@ -312,14 +329,18 @@ class _Work:
         self.lr: float | Tensor = 0.0
         self.params: list[Tensor] = []
         self.grads: list[Tensor] = []
-        self.momenta: list[Tensor | None] = []
+        self.momenta: list[Momentum] = []
+        self.compensations: list[Tensor | None] = []
         self.scales: list[float] = []
         self.waiting: list[_Waiting] = []
 
-    def add(self, param: Tensor, grad: Tensor, momentum: Tensor | None, scale: float) -> None:
+    def add(
+        self, param: Tensor, grad: Tensor, momentum: Momentum, compensation: Tensor | None, scale: float
+    ) -> None:
         self.params.append(param)
         self.grads.append(grad)
         self.momenta.append(momentum)
+        self.compensations.append(compensation)
         self.scales.append(scale)
 
 
@@ -329,7 +350,8 @@ class _Waiting:
 
     param: Tensor
     grad: Tensor
-    momentum: Tensor | None
+    momentum: Momentum
+    compensation: Tensor | None
     state: dict[str, Any]
     key: str
     rests: bool = False  # takes no part in this step's update
@@ -339,7 +361,7 @@ class _Waiting:
         if group["measure_first"]:
             self.rests = True
             self.state.pop("momentum_buffer", None)  # absent = not begun: m₁ is the next gradient
-        elif self.momentum is not None:
+        else:
             _start(self.momentum, self.grad, group["maximize"])
 
 
@@ -371,29 +393,39 @@ def _scale(raw: float, group: Group) -> float:
     """What multiplies lr for a block: G̃, or G_snr where the group is not normalised; 0 while unlatched."""
     if raw == UNLATCHED:
         return 0.0
+    if group["normalize"] == "rms":
+        return raw / float(group["gsnr_rms"])
     return gsnr.scale(raw, group["gsnr_max"]) if group["normalize"] else raw
 
 
-def _start(momentum: Tensor, grad: Tensor, maximize: bool) -> None:
-    """m₁ = g₁, without a temporary."""
-    momentum.copy_(grad)
-    if maximize:
-        momentum.neg_()
-
-
-def _state_dtype(param: Tensor) -> torch.dtype:
-    return torch.promote_types(param.dtype, torch.float32)
+def _start(momentum: Momentum, grad: Tensor, maximize: bool) -> None:
+    """m₁ = g₁."""
+    if isinstance(momentum, Tensor):
+        momentum.copy_(grad)
+        if maximize:
+            momentum.neg_()
+    elif momentum is not None:
+        momentum.write(-grad if maximize else grad)
 
 
 def _blocks(
-    param: Tensor, grad: Tensor, momentum: Tensor | None, keys: tuple[str, ...]
-) -> Iterable[tuple[Tensor, Tensor, Tensor | None, str]]:
+    param: Tensor, grad: Tensor, state: dict[str, Any], group: Group, keys: tuple[str, ...]
+) -> Iterable[tuple[Tensor, Tensor, Momentum, Tensor | None, str]]:
     """The blocks of a parameter as views: equal parts along dim 0, complex numbers as pairs of reals."""
-    if len(keys) == 1 and not param.is_complex():
-        return ((param, grad, momentum, keys[0]),)
-    θ, g = gsnr.as_real(param), gsnr.as_real(grad)
-    m = None if momentum is None else gsnr.as_real(momentum)
-    if len(keys) == 1:
-        return ((θ, g, m, keys[0]),)
+    momentum: Tensor | None = state.get("momentum_buffer") if group["momentum"] != 0 else None
+    compensation: Tensor | None = None
+    if group["rounding"] == "kahan" and param.dtype.itemsize == 2:
+        if "compensation" not in state:
+            state["compensation"] = torch.zeros_like(param)
+        compensation = state["compensation"]
+    if len(keys) == 1 and not param.is_complex() and "momentum_absmax" not in state:
+        return ((param, grad, momentum, compensation, keys[0]),)
     n = len(keys)
-    return zip(θ.chunk(n), g.chunk(n), repeat(None) if m is None else m.chunk(n), keys, strict=False)
+    momenta: Iterable[Momentum] = repeat(None)
+    if momentum is not None and "momentum_absmax" in state:
+        momenta = Momentum8(momentum, state["momentum_absmax"]).parts(n)
+    elif momentum is not None:
+        momenta = equal_parts(gsnr.as_real(momentum), n)
+    compensations = repeat(None) if compensation is None else equal_parts(compensation, n)
+    thetas, grads = equal_parts(gsnr.as_real(param), n), equal_parts(gsnr.as_real(grad), n)
+    return zip(thetas, grads, momenta, compensations, keys, strict=False)

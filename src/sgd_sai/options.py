@@ -7,9 +7,12 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 RULES = ("gsnr", "sqrt_d")
+ROUNDINGS = ("nearest", "stochastic", "kahan")
+STATE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 FUSED_DEVICES = ("cpu", "cuda")
 
 #: A parameter group as torch.optim keeps it: "params" and the options of `SGDSaI`.
@@ -42,9 +45,11 @@ def check_options(options: Group) -> None:
     number("momentum", "a number in [0, 1)", lambda x: 0.0 <= x < 1.0)
     number("eps", "a finite number ≥ 0", lambda x: 0.0 <= x < math.inf)
     number("weight_decay", "a finite number ≥ 0", lambda x: 0.0 <= x < math.inf)
-    for name in ("maximize", "capturable", "differentiable", "normalize", "unbiased", "measure_first"):
+    for name in ("maximize", "capturable", "differentiable", "unbiased", "measure_first"):
         if not isinstance(options[name], bool):
             raise TypeError(f"{name}: given {options[name]!r}; allowed: True or False")
+    if options["normalize"] != "rms" and not isinstance(options["normalize"], bool):
+        raise TypeError(f"normalize: given {options['normalize']!r}; allowed: True, False or 'rms'")
     for name in ("foreach", "fused"):
         if options[name] is not None and not isinstance(options[name], bool):
             raise TypeError(f"{name}: given {options[name]!r}; allowed: True, False or None")
@@ -56,6 +61,19 @@ def check_options(options: Group) -> None:
         raise ValueError(f"scale: given {options['scale']!r}; allowed: 'gsnr', 'sqrt_d' or a callable")
     if options["blocks"] not in ("tensor", "group"):
         raise ValueError(f"blocks: given {options['blocks']!r}; allowed: 'tensor' or 'group'")
+    if not (options["state_dtype"] in (None, "8bit") or options["state_dtype"] in STATE_DTYPES):
+        raise ValueError(
+            f"state_dtype: given {options['state_dtype']!r}; allowed: None, '8bit', "
+            + ", ".join(str(dtype) for dtype in STATE_DTYPES)
+        )
+    if options["rounding"] not in ROUNDINGS:
+        raise ValueError(
+            f"rounding: given {options['rounding']!r}; allowed: {', '.join(map(repr, ROUNDINGS))}"
+        )
+    if options["differentiable"] and (options["state_dtype"] is not None or options["rounding"] != "nearest"):
+        raise ValueError(
+            "differentiable: given True with a state_dtype or a rounding, which cut the gradient"
+        )
     split = options["split"]
     if isinstance(split, bool) or not isinstance(split, int):
         raise TypeError(f"split: given {split!r}; allowed: an integer ≥ 1")
@@ -90,4 +108,8 @@ def check_params(group: Group, defaults: Group, others: list[Group]) -> None:
             raise ValueError(
                 f"fused: given True for parameter {name} on {param.device}; "
                 f"allowed: on {' and '.join(FUSED_DEVICES)}"
+            )
+        if options["rounding"] == "stochastic" and param.dtype == torch.float16:
+            raise ValueError(
+                f"rounding: given 'stochastic' for parameter {name}, which is float16; allowed: 'kahan'"
             )

@@ -4,6 +4,7 @@
 
     reference   foreach=False, fused=False; differentiable=True
     foreach     torch's multi-tensor operations; what torch.compile is given
+    narrow      momentum in 8 bits, parameters rounded stochastically or with compensation
     cpu         fused on the CPU: torch's fused kernel, as few passes over θ, g and m as it allows
 """
 
@@ -14,7 +15,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from sgd_sai.options import Group
-from sgd_sai.update import cpu, foreach, reference
+from sgd_sai.precision import Momentum
+from sgd_sai.update import cpu, foreach, narrow, reference
 
 #: Moves parameters in place: see `reference.update` for the arguments.
 Update = Callable[..., None]
@@ -23,8 +25,9 @@ Update = Callable[..., None]
 def update(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
-    momenta: Sequence[Tensor | None],
+    momenta: Sequence[Momentum],
     scales: Sequence[float],
+    compensations: Sequence[Tensor | None],
     *,
     lr: float | Tensor,
     group: Group,
@@ -33,10 +36,17 @@ def update(
     """Move the parameters of a group, on whatever devices they are, each the way that is fastest there.
 
     Args:
-        params, grads, momenta, scales, lr: as `reference.update`.
+        params, grads, momenta, scales, compensations, lr: as `reference.update` and `narrow.update`.
         group: the options.
         compiling: True while torch.compile traces the step.
     """
+    options = {name: group[name] for name in ("momentum", "weight_decay", "maximize")}
+    if group["state_dtype"] == "8bit" or group["rounding"] != "nearest":
+        rounding = group["rounding"]
+        narrow.update(
+            params, grads, momenta, scales, lr=lr, **options, rounding=rounding, compensations=compensations
+        )
+        return
     for places in _by_device_type(params):
         way = _choose(params[places[0]].device.type, group, compiling)
         way(
@@ -45,9 +55,7 @@ def update(
             [momenta[i] for i in places],
             [scales[i] for i in places],
             lr=lr,
-            momentum=group["momentum"],
-            weight_decay=group["weight_decay"],
-            maximize=group["maximize"],
+            **options,
         )
 
 

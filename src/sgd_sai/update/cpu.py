@@ -43,7 +43,7 @@ def update(
     for i, (θ, g, m, G) in enumerate(zip(params, grads, momenta, scales, strict=True)):
         if not _fusable(θ, g, m):
             # The reference, a piece at a time, so that its wide temporaries never reach memory.
-            for θ_, g_, m_ in pieces(θ, g, m, _PIECE // 4):
+            for θ_, g_, m_ in pieces(_PIECE // 4, θ, g, m):
                 reference.update(
                     [θ_],
                     [g_],
@@ -100,8 +100,7 @@ def _large(θ: Tensor, g: Tensor, m: Tensor | None, ηG: float, μ: float, λη:
     elif m is None:
         _sgd([θ], [g], [], ηG, 0.0, λη / ηG, maximize)
     else:
-        for θ_, g_, m_ in pieces(θ, g, m, _PIECE):
-            assert m_ is not None
+        for θ_, g_, m_ in pieces(_PIECE, θ, g, m):
             m_.lerp_(-g_ if maximize else g_, 1 - μ)
             _sgd([θ_], [m_], [], ηG, 0.0, λη / ηG, False)
 

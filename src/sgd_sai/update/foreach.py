@@ -67,12 +67,12 @@ def _buckets(blocks: list[_Block]) -> Iterator[list[_Block]]:
     bucket: list[_Block] = []
     room = _BUCKET
     for θ, g, m, G in blocks:
-        for piece in pieces(θ, g, m, _BUCKET):
+        for piece in pieces(_BUCKET, θ, g, m):
             room -= piece[0].numel()
             if room < 0 and bucket:
                 yield bucket
                 bucket, room = [], _BUCKET - piece[0].numel()
-            bucket.append((*piece, G))
+            bucket.append((piece[0], piece[1], piece[2], G))
     if bucket:
         yield bucket
 

@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Piece = tuple[Tensor, Tensor, Tensor | None]
 
-
-def same_order(θ: Tensor, g: Tensor, m: Tensor | None) -> bool:
-    """True if the three lie in memory without gaps and in one order: element i of one is that of all."""
-    if θ.is_contiguous():
-        return g.is_contiguous() and (m is None or m.is_contiguous())
+def same_order(*tensors: Tensor | None) -> bool:
+    """True if all lie in memory without gaps and in one order: element i of one is that of all."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    first = given[0]
+    if first.is_contiguous():
+        return all(tensor.is_contiguous() for tensor in given)
     dense = any(
-        θ.is_contiguous(memory_format=order)
+        first.is_contiguous(memory_format=order)
         for order, dim in ((torch.channels_last, 4), (torch.channels_last_3d, 5))
-        if θ.dim() == dim
+        if first.dim() == dim
     )
-    return dense and θ.stride() == g.stride() and (m is None or θ.stride() == m.stride())
+    return dense and all(tensor.stride() == first.stride() for tensor in given)
 
 
-def pieces(θ: Tensor, g: Tensor, m: Tensor | None, size: int) -> Iterator[Piece]:
-    """Views of `size` elements each, in the order of memory; a block of mixed orders is one piece."""
-    if θ.numel() <= size or not same_order(θ, g, m):
-        yield θ, g, m
+def pieces(size: int, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
+    """Views of `size` elements of each, in memory order; where the orders differ, the whole. None stays."""
+    first = tensors[0]
+    assert first is not None
+    if first.numel() <= size or not same_order(*tensors):
+        yield tensors
         return
-    θs, gs = torch.split(_flat(θ), size), torch.split(_flat(g), size)
-    ms: tuple[Tensor | None, ...] = (None,) * len(θs) if m is None else torch.split(_flat(m), size)
-    yield from zip(θs, gs, ms, strict=True)
+    count = -(-first.numel() // size)
+    yield from zip(
+        *((None,) * count if t is None else torch.split(_flat(t), size) for t in tensors), strict=True
+    )
 
 
 def _flat(dense: Tensor) -> Tensor:

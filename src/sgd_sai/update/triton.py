@@ -90,8 +90,13 @@ def update(
 
 def _layout(θ: Tensor, g: Tensor, m: Tensor | None) -> tuple[object, ...]:
     """What a launch depends on for as long as it lives; the addresses may change."""
-    of_m = None if m is None else (m.dtype, m.stride())
-    return θ.device, θ.shape, θ.dtype, θ.stride(), g.dtype, g.stride(), of_m
+    of_m = None if m is None else (m.dtype, _lie(m))
+    return θ.device, θ.dtype, g.dtype, _lie(θ), _lie(g), of_m
+
+
+def _lie(tensor: Tensor) -> object:
+    """How the elements lie in memory; the shape of contiguous ones makes no difference, and takes time."""
+    return tensor.numel() if tensor.is_contiguous() else (tensor.shape, tensor.stride())
 
 
 def _launches(blocks: list[_Block]) -> list[_Launch]:

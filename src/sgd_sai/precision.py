@@ -1,0 +1,111 @@
+"""Fewer bytes: momentum in 8 bits, and parameters of 16 bits that do not lose small updates.
+
+Momentum in 8 bits is block-wise: every 256 elements, in the order of memory, share a float32 a = max |m|. The
+code of an element is q = round(127 · √(|m|/a)), with the sign of m: a square law, whose steps shrink towards
+zero as the momenta in a block do. Measured on an EMA of noisy gradients whose sizes spread over a factor of
+fifty (tests/test_precision.py), it is 1.8 % off, a linear code 4.2 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgd_sai.gsnr import as_real
+
+#: Elements that share a scale.
+BLOCK = 256
+#: Tensors of fewer elements keep their momentum in float32: they are few bytes, and often sensitive.
+SMALLEST = 4096
+
+_LEVELS = 127
+
+
+@dataclass(slots=True)
+class Momentum8:
+    """A momentum in 8 bits: `codes`, int8 of the block's shape, dense; `absmax`, a float32 for each 256."""
+
+    codes: Tensor
+    absmax: Tensor
+
+    def read(self) -> Tensor:
+        """The momentum as float32, in the shape and the memory order of the codes."""
+        y = _in_blocks(self.codes.float() / _LEVELS)
+        return _like(y * y.abs() * self.absmax.unsqueeze(1), self.codes)
+
+    def write(self, momentum: Tensor) -> None:
+        """Encode `momentum`, of the codes' shape."""
+        m = _in_blocks(torch.empty_like(self.codes, dtype=torch.float32).copy_(momentum))
+        torch.amax(m.abs(), dim=1, out=self.absmax)
+        relative = m.abs() / self.absmax.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)
+        self.codes.copy_(_like(relative.sqrt_().mul_(_LEVELS).round_().mul_(m.sign()), self.codes))
+
+    def parts(self, n: int) -> Iterator[Momentum8]:
+        """The n equal parts along dim 0, each of which has its own scales."""
+        for codes, absmax in zip(equal_parts(self.codes, n), equal_parts(self.absmax, n), strict=True):
+            yield Momentum8(codes, absmax)
+
+
+#: What an update takes as momentum; None where momentum is 0.
+Momentum = Tensor | Momentum8 | None
+
+
+def create_momentum(
+    state: dict[str, Any], param: Tensor, dtype: torch.dtype | str | None, split: int
+) -> None:
+    """Put a momentum of zeros into a parameter's state; each of its `split` parts has its own scales."""
+    real = as_real(param)
+    if dtype != "8bit" or real.numel() < SMALLEST:
+        wide = torch.promote_types(param.dtype, torch.float32)
+        if isinstance(dtype, torch.dtype):
+            wide = torch.promote_types(dtype, torch.complex32) if param.is_complex() else dtype
+        state["momentum_buffer"] = torch.zeros_like(param, dtype=wide)
+        return
+    order = torch.preserve_format if split == 1 else torch.contiguous_format
+    state["momentum_buffer"] = torch.zeros_like(real, dtype=torch.int8, memory_format=order)
+    scales = split * -(-real.numel() // split // BLOCK)
+    state["momentum_absmax"] = torch.zeros(scales, device=param.device)
+
+
+def round_to(θ: Tensor, exact: Tensor, rounding: str, compensation: Tensor | None) -> None:
+    """Write `exact`, float32, to θ, rounded as asked for.
+
+    "stochastic": up or down with probabilities that make the mean right, with torch's default generator of
+    the device. "kahan": to nearest, and what that lost goes to `compensation`, of θ's dtype, which the next
+    step adds back.
+    """
+    if rounding == "stochastic" and θ.dtype == torch.bfloat16:
+        # A bfloat16 is the upper half of a float32: add a random lower half, drop the lower half.
+        noise = torch.randint_like(exact, 1 << 16, dtype=torch.int32)
+        θ.copy_((exact.view(torch.int32) + noise).bitwise_and_(-(1 << 16)).view(torch.float32))
+        return
+    θ.copy_(exact)
+    if compensation is not None:
+        compensation.copy_(exact - θ.float())
+
+
+def equal_parts(tensor: Tensor, n: int) -> list[Tensor]:
+    """Views of n equal parts along dim 0. One by one: autograd lets no output of `chunk` be written to."""
+    if n == 1:
+        return [tensor]
+    size = tensor.size(0) // n
+    return [tensor[part * size : (part + 1) * size] for part in range(n)]
+
+
+def _flat(dense: Tensor) -> Tensor:
+    return dense.as_strided((dense.numel(),), (1,))
+
+
+def _in_blocks(dense: Tensor) -> Tensor:
+    """In the order of memory, 256 a row, the last row filled up with zeros."""
+    flat = _flat(dense)
+    return torch.nn.functional.pad(flat, (0, -flat.numel() % BLOCK)).view(-1, BLOCK)
+
+
+def _like(blocks: Tensor, dense: Tensor) -> Tensor:
+    """Rows of 256 in the shape and the memory order of a dense tensor."""
+    return blocks.view(-1).as_strided(dense.shape, dense.stride())
