@@ -76,9 +76,9 @@ def test_a_browser_shows_it(runs, browser, width, scheme):
     assert page.locator(".chart").count() == 3
     assert page.locator("#cnn-val_loss .scatterlayer .trace").count() == 12  # 6 of training, 6 of validation
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert page.locator("#cnn-val_loss .xtitle").inner_text() == "steps"
+    assert page.locator("#cnn-val_loss .xtitle").text_content() == "steps"
     page.get_by_label("seconds of training").check()
-    assert page.locator("#cnn-val_loss .xtitle").inner_text() == "seconds of training"
+    assert page.locator("#cnn-val_loss .xtitle").text_content() == "seconds of training"
     assert complaints == []
     assert [url for url in requests if not re.match("file:|data:|blob:", url)] == []
     page.close()

@@ -86,4 +86,4 @@ def _tuned(entries: dict[str, dict[str, Any]], task: str, optimizer: str) -> tup
             f"no learning rate is tuned for {optimizer} on {task}: give --lr, or run "
             f"`sgd-sai tune --task {task} --optimizer {optimizer}` and give its --tuned file"
         ) from None
-    return float(entry["lr"]), {key: entry[key] for key in ("grid", "seed", "steps")}
+    return float(entry["lr"]), {key: entry[key] for key in ("lr", "grid", "points", "seed", "steps")}

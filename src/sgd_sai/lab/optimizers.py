@@ -3,6 +3,8 @@
 Weight decay is one rule for all: a task fixes κ, the fraction by which a step at the peak learning rate
 shrinks a decayed weight, and every optimizer gets the λ that gives it. A learning-rate grid then searches
 learning rates alone, on the same regularisation for everyone.
+
+torch's optimizers are its fastest, the fused ones: step times are compared too.
 """
 
 from __future__ import annotations
@@ -46,12 +48,13 @@ def _sgd_sai(groups: list[dict[str, object]], lr: float, shrink: float) -> Optim
 
 
 def _adamw(groups: list[dict[str, object]], lr: float, shrink: float) -> Optimizer:
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), weight_decay=shrink / lr)
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), weight_decay=shrink / lr, fused=True)
 
 
 def _sgd(groups: list[dict[str, object]], lr: float, shrink: float) -> Optimizer:
     # Its decay enters the gradient, and momentum sums 1/(1 − μ) gradients.
-    return torch.optim.SGD(groups, lr=lr, momentum=_MOMENTUM, weight_decay=shrink / lr * (1 - _MOMENTUM))
+    decay = shrink / lr * (1 - _MOMENTUM)
+    return torch.optim.SGD(groups, lr=lr, momentum=_MOMENTUM, weight_decay=decay, fused=True)
 
 
 OPTIMIZERS = {

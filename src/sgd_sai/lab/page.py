@@ -89,14 +89,12 @@ def _section(task: TaskSummary) -> str:
     )
     charts = [
         _figure(f"{task.name}-val_loss", f"Validation loss, {about['unit']}", "faint: training loss"),
-        _figure(f"{task.name}-val_accuracy", "Validation accuracy", ""),
+        _figure(f"{task.name}-val_accuracy", "Validation accuracy", "on all held-out data"),
     ]
     if _tuning(task):
         metric = "accuracy" if task.by_accuracy else "loss"
-        note = f"seed {_seeds_of_tuning(task)}; diverged points are missing"
-        charts.append(
-            _figure(f"{task.name}-tuning", f"Tuning: final validation {metric} by learning rate", note)
-        )
+        note = f"from tuning, seed {_seeds_of_tuning(task)}"
+        charts.append(_figure(f"{task.name}-tuning", f"Final {metric} by learning rate", note))
     return (
         f'<section id="{escape(task.name)}"><h2>{escape(about["title"])}</h2>'
         f'<p class="about">{escape(about["about"])}. {escape(about["data"])}.</p>'
@@ -109,7 +107,7 @@ def _seeds_of_tuning(task: TaskSummary) -> str:
 
 
 def _figure(place: str, title: str, note: str) -> str:
-    caption = escape(title) + (f" <small>{escape(note)}</small>" if note else "")
+    caption = f"{escape(title)} <small>{escape(note)}</small>"
     return f'<figure><figcaption>{caption}</figcaption><div class="chart" id="{place}"></div></figure>'
 
 

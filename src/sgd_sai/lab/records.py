@@ -47,7 +47,7 @@ class Record:
         status: "running", also of a run that was killed; "interrupted"; "diverged"; "finished".
         task: title, about, metric, unit, data, clip and shrink, as they were.
         parameters: how many the model has.
-        tuning: where lr comes from: its grid, the seed and steps it was tuned with; None for `--lr`.
+        tuning: where lr comes from: grid, points, seed and steps of its tuning; None for `--lr`.
         machine, versions, command, date: where, with what, how and when (start, UTC).
         result: steps, seconds, state_bytes, and val_loss, val_accuracy or, of a diverged run, diverged_at,
             a step; None until there is one.
