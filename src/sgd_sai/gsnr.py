@@ -13,8 +13,9 @@ deviation, as in weight matrices, G_snr is √d to three digits. `sqrt_d` is tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -70,6 +71,9 @@ class Moments:
         return math.isfinite(self.total_sq)
 
 
+#: The form of lr: relative to the largest G_snr, to AdamW's lr, or (False) raw; see `SGDSaI`.
+Normalize = bool | Literal["rms"]
+
 #: A scale rule: the moments of a block in, a positive raw scale out.
 Rule = Callable[[Moments], float]
 
@@ -102,6 +106,13 @@ def rms_normalizer(gsnrs: Sequence[float], moments: Sequence[Moments]) -> float:
     """
     total_sq = math.fsum(raw**2 * of_block.total_sq for raw, of_block in zip(gsnrs, moments, strict=True))
     return math.sqrt(total_sq / sum(of_block.nonzero for of_block in moments))
+
+
+def divisor(normalize: Normalize, normalizers: Mapping[str, float]) -> float:
+    """What divides G_snr in a form of lr; `normalizers` has gsnr_max and gsnr_rms, as a parameter group."""
+    if normalize == "rms":
+        return normalizers["gsnr_rms"]
+    return normalizers["gsnr_max"] if normalize else 1.0
 
 
 def as_real(tensor: Tensor) -> Tensor:
