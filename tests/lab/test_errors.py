@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 from lab_commands import compare
@@ -52,6 +54,16 @@ def test_text_that_cannot_be_learned(content, tmp_path, capsys):
     assert str(data) in message
     assert "0 bytes" in message or "to hold out" in message
     assert not out.exists()
+
+
+def test_an_extra_that_is_not_installed():
+    program = (
+        "import sys; sys.modules['transformers'] = None; "
+        "from sgd_sai.cli import main; sys.exit(main(['compare']))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == "sgd-sai: compare needs the package 'transformers': pip install 'sgd-sai[lab]'\n"
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path, capsys):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sgd_sai.cli import CommandError
-from sgd_sai.lab import page
+from sgd_sai.lab import figure, page
 from sgd_sai.lab.records import Run, read_runs, write_aside
 from sgd_sai.lab.summary import by_task
 
@@ -57,7 +57,5 @@ def _write_page(runs: Sequence[Run], path: Path) -> Path:
 
 
 def _write_figure(runs: Sequence[Run], path: Path) -> Path:
-    from sgd_sai.lab import figure  # matplotlib is slow to import, and the page does without
-
     write_aside(path, figure.draw(by_task(runs)))
     return path
