@@ -31,8 +31,8 @@ def param_groups(
             ``{"*.bias": {"lr": 0.1}}``. `*` stands for any characters, dots too. Where several match, the
             later one wins; all of them win over the arguments beside.
         lr: η of the last layer, needed with `layer_decay`.
-        layer_decay: γ in (0, 1]. Layer ℓ of L gets η γ^(L+1−ℓ), what comes before the first one η γ^(L+1),
-            what comes after the last one η (Clark et al. 2020, ELECTRA; BEiT).
+        layer_decay: δ in (0, 1]. Layer k of n gets η δ^(n+1−k), what comes before the first one η δ^(n+1),
+            what comes after the last one η (as in fine-tuning ELECTRA, arXiv 2003.10555).
         layers: a pattern for the names of the layers, in their order: "transformer.h.*" for GPT-2.
 
     Returns:
@@ -82,9 +82,7 @@ def _layer_rates(names: list[str], lr: float | None, decay: float, layers: str) 
     layer_of = {name: _layer(name, layers) for name in names}
     order = list(dict.fromkeys(layer for layer in layer_of.values() if layer is not None))
     if not order:
-        raise ValueError(
-            f"layers: {layers!r} matches no part of a parameter's name; there are {_some(names)}"
-        )
+        raise ValueError(f"layers: {layers!r} matches no start of a name; there are {_some(names)}")
     rates, begun = {}, False
     for name, layer in layer_of.items():
         begun = begun or layer is not None

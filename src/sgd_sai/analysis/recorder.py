@@ -121,8 +121,9 @@ class GSNRRecorder:
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         if self.jsonl is not None:
-            line = {"step": self.step}
-            line |= {key: {row["block"]: row[key] for row in rows} for key in ("gsnr", "norm", "sigma")}
+            line: dict[str, Any] = {"step": self.step}
+            for key in ("gsnr", "norm", "sigma"):
+                line[key] = {row["block"]: row[key] for row in rows}
             with self.jsonl.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         if self.writer is not None:
