@@ -94,15 +94,18 @@ class _Table:
             self._text()
 
     def _rich(self) -> None:
+        from rich.box import SIMPLE_HEAD
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(title=self.title, caption=self.note, title_justify="left", caption_justify="left")
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
         for column in self.columns:
-            table.add_column(column, justify="left" if column in _LEFT else "right")
+            table.add_column(column, justify="left" if column in _LEFT else "right", no_wrap=True)
         for cells, highlight in self.rows:
             table.add_row(*cells, style="bold green" if highlight else None)
+        print(self.title)
         Console().print(table)
+        print(self.note)
 
     def _text(self) -> None:
         lines = [self.columns, *(cells for cells, _ in self.rows)]
