@@ -3,6 +3,7 @@
 from sgd_sai.analysis import GSNRRecorder, convert_lr, transfer_lr
 from sgd_sai.gsnr import UNLATCHED, Moments, g_snr, measure
 from sgd_sai.optimizer import SGD_sai, SGDSaI
+from sgd_sai.release import gradient_release
 from sgd_sai.param_groups import param_groups
 
 __version__ = "2.0.0.dev0"
@@ -15,6 +16,7 @@ __all__ = [
     "__version__",
     "convert_lr",
     "g_snr",
+    "gradient_release",
     "measure",
     "param_groups",
     "transfer_lr",

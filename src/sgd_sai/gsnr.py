@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from sgd_sai.distributed import Part, part_of, sum_over_ranks
 
 #: The g-SNR of a block that has not yet met a finite, non-zero gradient. A float like any other, so that
 #: every checkpoint format keeps it; negative, so that it can be taken neither for a G_snr nor for a zero.
@@ -71,6 +73,11 @@ class Moments:
         return math.isfinite(self.total_sq)
 
 
+def combined(parts: Sequence[Moments]) -> Moments:
+    """The moments of a block from those of its members."""
+    return Moments(*(sum(getattr(part, field.name) for part in parts) for field in fields(Moments)))
+
+
 #: The form of lr: relative to the largest G_snr, to AdamW's lr, or (False) raw; see `SGDSaI`.
 Normalize = bool | Literal["rms"]
 
@@ -120,21 +127,25 @@ def as_real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-def measure(blocks: Sequence[Sequence[Tensor]]) -> list[Moments]:
+def measure(blocks: Sequence[Sequence[Tensor | Part]]) -> list[Moments]:
     """Moments of the gradients of each block, where a block is one tensor or several.
 
     Tensors may differ in dtype and device. Sums are taken in float64 where the device has it; the host
-    waits for each device once, however many blocks there are.
+    waits for each device once, however many blocks there are. A DTensor is measured as a whole, by one
+    all-reduce for each group of ranks, in which every rank of the group must take part.
     """
     sums: list[list[float]] = [[0.0, 0.0, 0.0] for _ in blocks]
-    by_device: dict[torch.device, list[tuple[int, Tensor]]] = {}
-    for index, block in enumerate(blocks):
-        for gradient in block:
-            by_device.setdefault(gradient.device, []).append((index, _sums(as_real(gradient))))
-    for parts in by_device.values():
-        for (index, _), part in zip(parts, torch.stack([s for _, s in parts]).tolist(), strict=True):
-            sums[index] = [a + b for a, b in zip(sums[index], part, strict=True)]
-    counts = [sum(as_real(gradient).numel() for gradient in block) for block in blocks]
+    parts = [[part_of(gradient) for gradient in block] for block in blocks]
+    by_device: dict[torch.device, list[tuple[int, Part]]] = {}
+    for index, block in enumerate(parts):
+        for part in block:
+            by_device.setdefault(part.local.device, []).append((index, part))
+    for placed in by_device.values():
+        rows = torch.stack([_sums(as_real(part.local)) for _, part in placed])
+        rows = sum_over_ranks(rows, [part.groups for _, part in placed])
+        for (index, _), row in zip(placed, rows.tolist(), strict=True):
+            sums[index] = [a + b for a, b in zip(sums[index], row, strict=True)]
+    counts = [sum(part.n for part in block) for block in parts]
     return [
         Moments(n, total, total_sq, int(nonzero))
         for n, (total, total_sq, nonzero) in zip(counts, sums, strict=True)

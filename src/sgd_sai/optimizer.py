@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, Literal, overload
@@ -19,7 +19,7 @@ from sgd_sai.checkpoint import gsnr_keys
 from sgd_sai.gsnr import UNLATCHED, Moments, Rule
 from sgd_sai.options import Group, check_options, check_params, name_of
 from sgd_sai.precision import Momentum, Momentum8, equal_parts
-from sgd_sai.update import update
+from sgd_sai.update import unscales, update
 
 
 class SGDSaI(Optimizer):
@@ -131,6 +131,7 @@ class SGDSaI(Optimizer):
             "gsnr_rms": UNLATCHED,
         }
         check_options(defaults)
+        self._tables: dict[tuple[int, int], dict[str, Any]] = {}  # of addresses on a GPU; no state
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: Group) -> None:
@@ -158,9 +159,14 @@ class SGDSaI(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._move()
+        return loss
+
+    def _move(self, groups: list[Group] | None = None) -> None:
+        """One step of what has a gradient, in all groups or in those given."""
         compiling = torch.compiler.is_compiling()
         with torch.set_grad_enabled(self.defaults["differentiable"]):
-            for group, work in self._scaled(compiling):
+            for group, work in self._scaled(groups, compiling):
                 update(
                     work.params,
                     work.grads,
@@ -170,14 +176,16 @@ class SGDSaI(Optimizer):
                     lr=work.lr,
                     group=group,
                     compiling=compiling,
+                    amp=work.amp,
+                    cache=work.cache,
                 )
-        return loss
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # bookkeeping stays Python; torch.compile is given the arithmetic
-    def _scaled(self, compiling: bool) -> list[tuple[Group, _Work]]:
+    def _scaled(self, groups: list[Group] | None, compiling: bool) -> list[tuple[Group, _Work]]:
         """What moves in this step, group by group, every block with its scale."""
-        _check_capture(self.param_groups)
-        gathered = [(group, self._gather(group)) for group in self.param_groups]
+        groups = self.param_groups if groups is None else groups
+        _check_capture(groups)
+        gathered = [(group, self._gather(group)) for group in groups]
         self._latch(gathered)
         for group, work in gathered:
             for block in work.waiting:
@@ -187,7 +195,42 @@ class SGDSaI(Optimizer):
             work.lr = group["lr"]
             if compiling and not isinstance(work.lr, Tensor):
                 work.lr = torch.tensor(work.lr)  # a float would be compiled in, and again for each value
+            work.amp = {key: getattr(self, key, None) for key in ("grad_scale", "found_inf")}
+            if work.params:
+                work.cache = self._tables.setdefault((id(group["params"][0]), len(work.params)), {})
         return gathered
+
+    def step_alone(self, group: Group, index: int) -> None:
+        """Move one parameter of a group, by its gradient; `gradient_release` calls it inside backward."""
+        alone = {**group, "params": [group["params"][index]]}
+        if "param_names" in group:
+            alone["param_names"] = [group["param_names"][index]]
+        self._move([alone])
+
+    def latch_measured(self, measured: Mapping[Tensor, Sequence[Moments]]) -> None:
+        """Latch parameters by the moments of their gradients, one for each part; nothing moves.
+
+        What a first step with `measure_first=True` does, for gradients that are gone by then.
+        """
+        waiting: list[tuple[Group, list[_Waiting]]] = []
+        moments: list[Moments] = []
+        for group in self.param_groups:
+            keys = gsnr_keys(group["split"])
+            blocks = [
+                (_Waiting(param, param, None, None, self.state[param], key), of_part)
+                for param in group["params"]
+                if param in measured
+                for key, of_part in zip(keys, measured[param], strict=True)
+            ]
+            for block, of_block in blocks:
+                block.state.setdefault(block.key, UNLATCHED)
+            if group["blocks"] == "group" and blocks:
+                waiting.append((group, [block for block, _ in blocks]))
+                moments.append(gsnr.combined([of_block for _, of_block in blocks]))
+            else:
+                waiting += [(group, [block]) for block, _ in blocks]
+                moments += [of_block for _, of_block in blocks]
+        self._freeze(waiting, moments)
 
     def state_dict(self) -> dict[str, Any]:
         """As torch.optim's, tensors and plain values only: a callable scale rule is saved as its name."""
@@ -212,6 +255,24 @@ class SGDSaI(Optimizer):
         """Take over a loaded or unpickled state."""
         super().__setstate__(state)
         checkpoint.unpack(self.state)
+        self._tables = {}
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Asked by `torch.amp.GradScaler`: whether the step itself unscales, without the host's waiting.
+
+        The Triton way does. Until every block has its scale the scaler shall do it, since only finite
+        gradients may be measured.
+        """
+        return all(
+            unscales(param, group) and (not param.requires_grad or not self._is_unlatched(param, group))
+            for group in self.param_groups
+            for param in group["params"]
+        )
+
+    def _is_unlatched(self, param: Tensor, group: Group) -> bool:
+        state = self.state.get(param, {})
+        return any(state.get(key, UNLATCHED) == UNLATCHED for key in gsnr_keys(group["split"]))
 
     def _gather(self, group: Group) -> _Work:
         """What has a gradient in the group, each with its state, which is created where it is missing."""
@@ -252,7 +313,10 @@ class SGDSaI(Optimizer):
                 f"SGDSaI: {len(waiting)} block(s) without a scale in a CUDA graph capture, which cannot wait "
                 "for their gradients; step until all are latched, then capture"
             )
-        moments = gsnr.measure([[part.grad for part in block] for _, block in waiting])
+        self._freeze(waiting, gsnr.measure([[part.grad for part in block] for _, block in waiting]))
+
+    def _freeze(self, waiting: list[tuple[Group, list[_Waiting]]], moments: list[Moments]) -> None:
+        """Latch the blocks whose moments allow it; the others rest if their gradient is not finite."""
         # Every scale is known before the first is written: a rule that raises leaves the state as it was.
         found = [
             self._gsnr_of(group, of_block) if of_block.measurable else UNLATCHED
@@ -302,11 +366,7 @@ class SGDSaI(Optimizer):
             name_of(group, index)
             for group in self.param_groups
             for index, param in enumerate(group["params"])
-            if param.requires_grad
-            and any(
-                self.state.get(param, {}).get(key, UNLATCHED) == UNLATCHED
-                for key in gsnr_keys(group["split"])
-            )
+            if param.requires_grad and self._is_unlatched(param, group)
         ]
         if names:
             shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
@@ -327,6 +387,8 @@ class _Work:
 
     def __init__(self) -> None:
         self.lr: float | Tensor = 0.0
+        self.amp: dict[str, Tensor | None] = {}
+        self.cache: dict[str, Any] = {}
         self.params: list[Tensor] = []
         self.grads: list[Tensor] = []
         self.momenta: list[Momentum] = []

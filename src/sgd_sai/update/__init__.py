@@ -6,17 +6,19 @@
     foreach     torch's multi-tensor operations; what torch.compile is given
     narrow      momentum in 8 bits, parameters rounded stochastically or with compensation
     cpu         fused on the CPU: torch's fused kernel, as few passes over θ, g and m as it allows
+    triton      fused on CUDA: all tensors of a group in one launch
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from sgd_sai.options import Group
 from sgd_sai.precision import Momentum
-from sgd_sai.update import cpu, foreach, narrow, reference
+from sgd_sai.update import cpu, foreach, narrow, reference, triton
 
 #: Moves parameters in place: see `reference.update` for the arguments.
 Update = Callable[..., None]
@@ -32,6 +34,8 @@ def update(
     lr: float | Tensor,
     group: Group,
     compiling: bool,
+    amp: dict[str, Tensor | None],
+    cache: dict[str, Any],
 ) -> None:
     """Move the parameters of a group, on whatever devices they are, each the way that is fastest there.
 
@@ -39,6 +43,7 @@ def update(
         params, grads, momenta, scales, compensations, lr: as `reference.update` and `narrow.update`.
         group: the options.
         compiling: True while torch.compile traces the step.
+        amp, cache: for `triton.update`: what a GradScaler hands over, and where its tables are kept.
     """
     options = {name: group[name] for name in ("momentum", "weight_decay", "maximize")}
     if group["state_dtype"] == "8bit" or group["rounding"] != "nearest":
@@ -48,7 +53,8 @@ def update(
         )
         return
     for places in _by_device_type(params):
-        way = _choose(params[places[0]].device.type, group, compiling)
+        way = _choose(params[places[0]], group, compiling)
+        more = {**amp, "cache": cache} if way is triton.update else {}
         way(
             [params[i] for i in places],
             [grads[i] for i in places],
@@ -56,23 +62,34 @@ def update(
             [scales[i] for i in places],
             lr=lr,
             **options,
+            **more,
         )
 
 
-def _choose(device_type: str, group: Group, compiling: bool) -> Update:
+def _choose(param: Tensor, group: Group, compiling: bool) -> Update:
     """What the user asked for; None means the fastest there is."""
     if group["differentiable"]:
         return reference.update
-    if compiling:
-        return foreach.update  # one graph; the compiler fuses it
-    if group["foreach"]:
-        return foreach.update
-    default = group["foreach"] is None and group["fused"] is None
-    if not (group["fused"] or default):
+    if compiling or group["foreach"]:
+        return foreach.update  # compiled, it is one graph
+    if not group["fused"] and (group["foreach"], group["fused"]) != (None, None):
         return reference.update
-    if device_type == "cpu":
+    if param.is_cpu:
         return cpu.update
+    if triton.available(param.device):
+        return triton.update
+    if group["fused"]:
+        raise RuntimeError(
+            f"fused: given True on {param.device}, but Triton cannot run there; allowed: foreach"
+        )
     return foreach.update
+
+
+def unscales(param: Tensor, group: Group) -> bool:
+    """True if the update of a parameter divides its gradient by a GradScaler's scale itself."""
+    if param.is_cpu or group["state_dtype"] == "8bit" or group["rounding"] != "nearest":
+        return False
+    return triton.available(param.device) and _choose(param, group, False) is triton.update
 
 
 def _by_device_type(params: Sequence[Tensor]) -> list[list[int]]:

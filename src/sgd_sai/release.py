@@ -1,0 +1,119 @@
+"""Gradient release: each parameter moves inside backward, and its gradient is freed, before the next exists.
+
+The first step needs the g-SNR of all blocks for their maximum. It is an ordinary one, with all gradients,
+unless the optimizer has `measure_first=True`: then the first backward measures each gradient and frees it,
+nothing moves, and gradients never exist together. That costs one batch, and is the tutorial's variant.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn, cast
+
+from torch import Tensor, nn
+
+from sgd_sai.gsnr import UNLATCHED, Moments, as_real, measure
+from sgd_sai.optimizer import SGDSaI
+from sgd_sai.options import Group
+from sgd_sai.precision import equal_parts
+
+
+class GradientRelease:
+    """Hooks that make an `SGDSaI` step inside backward; `gradient_release` makes one."""
+
+    def __init__(self, model: nn.Module, optimizer: SGDSaI) -> None:
+        """See `gradient_release`."""
+        self._optimizer = optimizer
+        own = {param for group in optimizer.param_groups for param in group["params"]}
+        missing = [name for name, p in model.named_parameters() if p.requires_grad and p not in own]
+        if missing:
+            raise ValueError(
+                f"optimizer: lacks {len(missing)} parameter(s) of the model, first {missing[0]!r}"
+            )
+        self._measured: dict[Tensor, list[Moments]] = {}
+        self._handles: list[Any] = [optimizer.register_step_pre_hook(self._before_step)]
+        for group in optimizer.param_groups:
+            for index, param in enumerate(group["params"]):
+                if param.requires_grad:
+                    self._handles.append(
+                        param.register_post_accumulate_grad_hook(
+                            lambda p, group=group, index=index: self._accumulated(p, group, index)
+                        )
+                    )
+
+    def remove(self) -> None:
+        """From now on gradients stay, and `step` moves the parameters."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _accumulated(self, param: Tensor, group: Group, index: int) -> None:
+        optimizer = self._optimizer
+        if any(of["gsnr_max"] != UNLATCHED for of in optimizer.param_groups):
+            optimizer.step_alone(group, index)
+        elif group["measure_first"]:
+            parts = equal_parts(as_real(cast(Tensor, param.grad)), group["split"])
+            self._measured[param] = measure([[part] for part in parts])
+        else:
+            return  # the ordinary first step
+        param.grad = Released(param)
+
+    def _before_step(self, *_: Any) -> None:
+        for group in self._optimizer.param_groups:
+            for param in group["params"]:
+                if isinstance(param.grad, Released):
+                    param.grad = None
+        if self._measured:
+            self._optimizer.latch_measured(self._measured)
+            self._measured.clear()
+
+
+def gradient_release(model: nn.Module, optimizer: SGDSaI) -> GradientRelease:
+    """Let `optimizer` move each parameter of `model` as soon as backward has its gradient, and free that.
+
+    Training stays as it is written: backward, `optimizer.step()`, `scheduler.step()`. After the first step
+    `optimizer.step()` finds all moved already; learning rates are those that hold during backward, which are
+    the same. The result is bit for bit that of ordinary training.
+
+    What needs all gradients at once, or changes them after backward, cannot work, and says so: clipping by
+    the global norm, accumulating over several backwards, `GradScaler`. Clip each gradient by a hook of its
+    own instead; make the batch larger by activation checkpointing.
+
+    Args:
+        model: every parameter that requires a gradient must be in the optimizer.
+        optimizer: with `measure_first=True`, gradients never exist together; without, they do in the first
+            step.
+
+    Returns:
+        A handle; `remove()` ends it.
+
+    Raises:
+        ValueError: the optimizer lacks a parameter of the model.
+    """
+    return GradientRelease(model, optimizer)
+
+
+class Released(Tensor):
+    """Stands where a gradient was, without its bytes: whoever reads it is told why it cannot be had."""
+
+    @staticmethod
+    def __new__(cls, param: Tensor) -> Released:
+        """A stand-in of the parameter's shape, dtype and device."""
+        released: Released = Tensor._make_wrapper_subclass(
+            cls, param.shape, strides=param.stride(), dtype=param.dtype, device=param.device
+        )
+        return released
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        """Without values."""
+        return f"Released(shape={tuple(self.shape)})"
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> NoReturn:
+        """Refuse whatever would read or write the gradient."""
+        raise RuntimeError(
+            f"gradient_release: {func} wants a gradient that was used and freed inside backward. Clipping by "
+            "the global norm, gradient accumulation and GradScaler need all gradients after backward; train "
+            "without them, or without gradient_release."
+        )
