@@ -14,6 +14,8 @@ COMMANDS = {
     "compare": ("sgd_sai.lab.compare", "train real models with several optimizers and write a report"),
     "tune": ("sgd_sai.lab.tune", "find each optimizer's learning rate on a task, on one grid rule for all"),
     "report": ("sgd_sai.lab.report", "rebuild a report from the records of runs"),
+    "gsnr": ("sgd_sai.analysis.gsnr_command", "g-SNR and updates of your own model, block by block"),
+    "lr-find": ("sgd_sai.analysis.lr_find_command", "find a learning rate: a range test, or from AdamW's"),
     "memory": ("sgd_sai.memory", "exact bytes of a model's training, before anything is allocated"),
 }
 

@@ -112,7 +112,7 @@ def _follow(
         if (step - 1) % every == 0:
             measured = {row["block"]: row for row in recorder.record()}
             before = {block: param.detach().clone() for block, param in blocks.items()}
-            _step(optimizer)
+            step_quietly(optimizer)
             for block, param in blocks.items():
                 row = measured.get(block)
                 trace.gsnr[block].append(None if row is None else row["gsnr"])
@@ -121,13 +121,14 @@ def _follow(
             trace.steps.append(step)
             trace.losses.append(loss)
         else:
-            _step(optimizer)
+            step_quietly(optimizer)
         watch(name, step, loss)
 
 
-def _step(optimizer: Optimizer) -> None:
+def step_quietly(optimizer: Optimizer) -> None:
+    """Take a step without the warning of unlatched blocks, which the analysis flags by itself."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "SGDSaI", UserWarning)  # of unlatched blocks, which are flagged
+        warnings.filterwarnings("ignore", "SGDSaI", UserWarning)
         optimizer.step()
 
 

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch.optim import Optimizer
 
+from sgd_sai.analysis.gains import step_quietly
 from sgd_sai.analysis.workload import Workload
 
 SMOOTHING = 0.9  # of the loss's EMA
@@ -88,9 +88,7 @@ def range_test(
         if found.smoothed[-1] - min(found.smoothed) > abs(found.losses[0]):
             found.broke = True
             break
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "SGDSaI", UserWarning)  # of unlatched blocks
-            optimizer.step()
+        step_quietly(optimizer)
         watch(step + 1, lr, loss)
     if not found.losses:
         raise ValueError("loss: the first one is not finite")

@@ -3,7 +3,7 @@
 A factory is a callable without arguments. It returns
 
     (model, batches)            model(**batch), model(*batch) or model(batch), by what a batch is, gives the
-                                loss: a tensor, or an output with .loss or ["loss"], as of transformers' models
+                                loss: a tensor, or an output with .loss or ["loss"], as transformers has
     (model, batches, loss_fn)   loss_fn(model, batch) gives it
 
 where `batches` can be iterated: a list, a DataLoader, a generator. One that ends is begun anew if it can be.

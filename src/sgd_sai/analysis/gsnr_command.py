@@ -1,0 +1,104 @@
+"""`sgd-sai gsnr`: what SGD-SaI makes of a model, block by block, at the first gradient and over time."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from sgd_sai.analysis import gsnr_page, gsnr_record, output
+from sgd_sai.analysis.blocks import measure_blocks
+from sgd_sai.analysis.cost import Cost, measure_cost
+from sgd_sai.analysis.gains import trace_all
+from sgd_sai.analysis.recorder import GSNRRecorder
+from sgd_sai.analysis.workload import Workload, load
+from sgd_sai.cli import CommandError
+from sgd_sai.lab import arguments
+
+_NARROW = ("block", "d", "G_snr", "G/√d", "scale", "SGD-SaI", "AdamW", "flags")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `sgd-sai gsnr`."""
+    output.add_shared(parser)
+    parser.add_argument(
+        "--lr", default="1e-3", metavar="X", help="AdamW's lr, to compare the updates at (default: 1e-3)"
+    )
+    parser.add_argument(
+        "--steps", metavar="N", help="train N steps with each optimizer: G_snr and local gains over time"
+    )
+    parser.add_argument("--cost", action="store_true", help="time the recorder on this model instead")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print, and draw if asked to; 0."""
+    lr = arguments.learning_rate("--lr", args.lr)
+    steps = None if args.steps is None else arguments.integer("--steps", args.steps, least=1)
+    shared = output.checked(args)
+    try:
+        workload = load(args.workload, seed=shared.seed, clip=shared.clip)
+        if args.cost:
+            return _cost(workload, args)
+        loss = workload.backward(0)
+        first = measure_blocks(workload.named)
+        record = gsnr_record.build(workload, first, loss, lr)
+        if steps is not None:
+            with output.progress() as watch:
+                traces = trace_all(workload, first, lr, steps, watch)
+            record["training"] = {name: vars(trace) for name, trace in traces.items()}
+            record["sentences"] += gsnr_record.training_sentences(traces)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    record |= output.provenance()
+    if args.html is not None:
+        output.write(args.html, gsnr_page.build(record))
+    if args.json:
+        output.print_json(record)
+    else:
+        _print(record)
+    return 0
+
+
+def _print(record: dict[str, Any]) -> None:
+    console = output.console()
+    wanted = gsnr_record.COLUMNS if console.width >= 130 else _NARROW
+    rows = [
+        [
+            cell
+            for name, cell in zip(gsnr_record.COLUMNS, gsnr_record.cells(row), strict=True)
+            if name in wanted
+        ]
+        for row in record["blocks"]
+    ]
+    output.print_table(
+        console,
+        f"{record['workload']}: the first gradient; SGD-SaI and AdamW: RMS of the first update, each at its lr",
+        wanted,
+        rows,
+        gsnr_record.WORDS,
+    )
+    for sentence in record["sentences"]:
+        console.print(f"• {sentence}", highlight=False)
+    for name, trace in record.get("training", {}).items():
+        if trace["losses"]:
+            first, last = trace["losses"][0], trace["losses"][-1]
+            gains = [values[0] for values in trace["gains"].values() if values and values[0]]
+            console.print(
+                f"• {name}, lr {trace['lr']:.3g}: loss {first:.4g} → {last:.4g}; local gain of its blocks at "
+                f"the first step {min(gains):.2g} to {max(gains):.2g}.",
+                highlight=False,
+            )
+
+
+def _cost(workload: Workload, args: argparse.Namespace) -> int:
+    cost: Cost = measure_cost(workload)
+    record = {"workload": workload.name, **vars(cost), "share": cost.share, **output.provenance()}
+    if args.json:
+        output.print_json(record)
+    else:
+        every = GSNRRecorder(workload.named).every
+        print(
+            f"{workload.name}: one record {1e3 * cost.record_s:.2f} ms, one training step "
+            f"{1e3 * cost.step_s:.2f} ms (medians of {cost.runs}); at one record every {every} steps the "
+            f"recorder adds {100 * cost.share:.2f} % of the step time"
+        )
+    return 0
