@@ -39,17 +39,19 @@ def schedule(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
-@lru_cache(maxsize=1)
+@lru_cache
 def load(task: str, data: str | None) -> Problem:
-    """The problem of a task; the last one is kept for the next run."""
+    """The problem of a task, kept for the next run."""
     return TASKS[task].load(None if data is None else Path(data))
 
 
 def check_resumable(config: RunConfig, folder: Path) -> None:
-    """ValueError, one line, if `folder` holds a run of another configuration."""
+    """ValueError, one line, if `folder` holds a run of another configuration, or on other data."""
     if not (folder / RUN).exists():
         return
-    held, asked = asdict(Record.read(folder).config), asdict(config)
+    record = Record.read(folder)
+    held = {**asdict(record.config), "data": record.task["data"]}
+    asked = {**asdict(config), "data": load(config.task, config.data).data}
     differences = [f"{key} {held[key]}, not {asked[key]}" for key in asked if held[key] != asked[key]]
     if differences:
         raise ValueError(f"--resume: {folder} holds a run with {', '.join(differences)}")
