@@ -35,14 +35,21 @@ def build(tasks: Sequence[TaskSummary]) -> str:
 
 def _charts(task: TaskSummary) -> list[dict[str, Any]]:
     """What the script draws: per chart its place, its axes, and its lines."""
-    first = [run.evaluations[0]["val_loss"] for row in task.rows for run in row.runs if run.evaluations]
+    lines = [line for row in task.rows for run in row.runs for line in run.evaluations]
+    losses = [line["val_loss"] for line in lines] or [1.0]
+    accuracies = [line["val_accuracy"] for line in lines] or [1.0]
+    # A loss that shoots up in between does not set the scale: the untrained model's does.
+    top = 1.1 * max((line["val_loss"] for line in lines if line["step"] == 0), default=1.0)
+    loss_range = [0 if task.by_accuracy else 0.9 * min(losses), top]
+    accuracy_range = [0, min(1.03, 1.1 * max(accuracies))]
     return [
+        {"id": f"{task.name}-val_loss", "range": loss_range, "lines": _curves(task, "val_loss")},
         {
-            "id": f"{task.name}-val_loss",
-            "top": 1.1 * max(first, default=1.0),
-            "lines": _curves(task, "val_loss"),
+            "id": f"{task.name}-val_accuracy",
+            "range": accuracy_range,
+            "percent": True,
+            "lines": _curves(task, "val_accuracy"),
         },
-        {"id": f"{task.name}-val_accuracy", "percent": True, "lines": _curves(task, "val_accuracy")},
         {"id": f"{task.name}-tuning", "x": "lr", "percent": task.by_accuracy, "lines": _tuning(task)},
     ]
 

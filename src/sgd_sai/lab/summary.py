@@ -113,6 +113,10 @@ class TaskSummary:
         """A value of the metric, for people."""
         return f"{100 * value:.1f}\u00a0%" if self.by_accuracy else f"{value:.3f}"
 
+    def shown_mean(self, row: Row) -> str:
+        """The mean of a row that has a result, for people."""
+        return self.shown(row.mean(self.about["metric"]) or 0.0)
+
     def difference(self, a: float, b: float) -> str:
         """|a − b| of the metric, for people."""
         return (
@@ -134,7 +138,8 @@ def by_task(runs: Sequence[Run]) -> list[TaskSummary]:
 
 def sentences(tasks: Sequence[TaskSummary]) -> list[str]:
     """The result in plain sentences: what ends where, what it costs, and how much can be read from it."""
-    said = [sentence for task in tasks for sentence in _about_task(task)]
+    said = _about_all(tasks)
+    said += [sentence for task in tasks for sentence in _about_task(task)]
     said += _about_state(tasks)
     said += _about_time(tasks)
     seeds = min((len(row.finished) for task in tasks for row in task.ranking), default=0)
@@ -143,6 +148,16 @@ def sentences(tasks: Sequence[TaskSummary]) -> list[str]:
     elif seeds > 1:
         said.append(f"Means over at least {seeds} seeds; ± is the standard deviation over them.")
     return said
+
+
+def _about_all(tasks: Sequence[TaskSummary]) -> list[str]:
+    rankings = [[(row.optimizer, task.shown_mean(row)) for row in task.ranking] for task in tasks]
+    compared = [ranking for ranking in rankings if len(ranking) > 1 and OURS in dict(ranking)]
+    if len(compared) < 2:
+        return []
+    first = sum(dict(ranking)[OURS] == ranking[0][1] for ranking in compared)
+    last = sum(dict(ranking)[OURS] == ranking[-1][1] for ranking in compared)
+    return [f"SGD-SaI ends first on {first} of {len(compared)} tasks and last on {last}."]
 
 
 def _about_task(task: TaskSummary) -> list[str]:

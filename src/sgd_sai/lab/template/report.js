@@ -21,8 +21,8 @@ function trace(line, x) {
 function layout(chart, x) {
   const axis = { gridcolor: colour("--rule"), linecolor: colour("--rule"), zeroline: false, fixedrange: true };
   const y = { ...axis, automargin: true, hoverformat: chart.percent ? ".1%" : ".4f" };
-  if (chart.percent) Object.assign(y, { tickformat: ".0%", ...(x !== "lr" && { range: [0, 1.03] }) });
-  if (chart.top) Object.assign(y, { range: [0, chart.top] });
+  if (chart.percent) y.tickformat = ".0%";
+  if (chart.range) y.range = chart.range;
   const log = x === "lr" ? { type: "log", dtick: 1, hoverformat: ".3g", exponentformat: "power" } : {};
   return {
     xaxis: { ...axis, ...log, title: { text: axisTitles[x], standoff: 8 }, showgrid: x === "lr", showline: true },
