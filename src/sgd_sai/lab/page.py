@@ -96,7 +96,7 @@ def _section(task: TaskSummary) -> str:
     )
     charts = [
         _figure(f"{task.name}-val_loss", f"Validation loss, {about['unit']}", "faint: training loss"),
-        _figure(f"{task.name}-val_accuracy", "Validation accuracy", "on all held-out data"),
+        _figure(f"{task.name}-val_accuracy", "Validation accuracy", "on the same held-out data for all"),
     ]
     if _tuning(task):
         metric = "accuracy" if task.by_accuracy else "loss"

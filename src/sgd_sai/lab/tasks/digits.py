@@ -38,5 +38,5 @@ def load(model: Callable[[], nn.Module], path: Path | None) -> Problem:
         model=model,
         batch=batch,
         validation=list(batches(held_images, held_digits, 256)),
-        data=f"scikit-learn's digits: {len(train_images)} + {len(held_images)} images",
+        data=f"scikit-learn's digits: {len(train_images)} images to train on, {len(held_images)} held out",
     )

@@ -57,7 +57,10 @@ def load(path: Path | None) -> Problem:
         model=model,
         batch=batch,
         validation=list(batches(*_windows(np.frombuffer(held_out, dtype=np.uint8), starts), BATCH)),
-        data=f"{source}: {len(train)} + {len(held_out)} bytes, sha256 {digest}",
+        data=(
+            f"{source}, sha256 {digest}: {len(train)} bytes to train on, "
+            f"{len(held_out)} held out, of which {VALIDATION} × {CONTEXT} are judged"
+        ),
     )
 
 
