@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from sgd_sai import precision
 from sgd_sai.gsnr import UNLATCHED
-from sgd_sai.options import RULES, Group, name_of
+from sgd_sai.options import RULES, Group, is_given, name_of
 
 
 def gsnr_keys(split: int) -> tuple[str, ...]:
@@ -25,10 +25,12 @@ def gsnr_keys(split: int) -> tuple[str, ...]:
 
 
 def portable(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """`state_dict` with callables replaced by their names, so that any checkpoint format takes it."""
+    """`state_dict` with scale rules replaced by their names, so that any checkpoint format takes it."""
     for group in state_dict["param_groups"]:
         if callable(group["scale"]):
             group["scale"] = f"{group['scale'].__module__}.{group['scale'].__qualname__}"
+        elif is_given(group["scale"]):
+            group["scale"] = "given by name"
     return state_dict
 
 
@@ -82,10 +84,10 @@ def _fitted_group(saved: Mapping[str, Any], group: Group) -> Group:
     # older states are as they are
     saved = {"state_dtype": None, "rounding": "nearest", "gsnr_rms": UNLATCHED, **saved}
     completed = {**group, **saved}
-    if completed["scale"] not in RULES:  # a callable was saved by name
-        if not callable(group["scale"]):
+    if completed["scale"] not in RULES:  # a callable or a dict, which was saved as its name
+        if not (callable(group["scale"]) or is_given(group["scale"])):
             raise ValueError(
-                f"state_dict: its scale rule is {completed['scale']}; give that callable to the optimizer"
+                f"state_dict: its scale rule is {completed['scale']}; give that rule to the optimizer"
             )
         completed["scale"] = group["scale"]
     return completed

@@ -146,7 +146,7 @@ def _device(group: ProcessGroup, wanted: torch.device) -> torch.device:
 def check_group(group: Any) -> None:
     """Raise if `group` is not a process group of which this rank is a member."""
     if not torch.distributed.is_available() or not isinstance(group, torch.distributed.ProcessGroup):
-        if group is getattr(torch.distributed, "GroupMember", Any).NON_GROUP_MEMBER:
+        if group == -100:  # what torch.distributed.new_group returns to the others
             raise ValueError(
                 "process_group: this rank is not a member of it; allowed: a group of all ranks that hold "
                 "parameters of the model, this one among them"

@@ -111,8 +111,14 @@ def rms_normalizer(gsnrs: Sequence[float], moments: Sequence[Moments]) -> float:
 
     AdamW's, decay apart and with ε = 0, is η sign(g). So N² = Σᵢ Gᵢ² ‖gᵢ‖² / (elements with g ≠ 0).
     """
+    total_sq, nonzero = rms_sums(gsnrs, moments)
+    return math.sqrt(total_sq / nonzero)
+
+
+def rms_sums(gsnrs: Sequence[float], moments: Sequence[Moments]) -> tuple[float, float]:
+    """The numerator and the denominator of N² above: sums, to which each rank of many adds its own."""
     total_sq = math.fsum(raw**2 * of_block.total_sq for raw, of_block in zip(gsnrs, moments, strict=True))
-    return math.sqrt(total_sq / sum(of_block.nonzero for of_block in moments))
+    return total_sq, float(sum(of_block.nonzero for of_block in moments))
 
 
 def divisor(normalize: Normalize, normalizers: Mapping[str, float]) -> float:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -16,10 +16,22 @@ from torch.optim.optimizer import ParamsT
 
 from sgd_sai import checkpoint, gsnr, precision
 from sgd_sai.checkpoint import gsnr_keys
+from sgd_sai.distributed import (
+    Part,
+    check_group,
+    gather_over_ranks,
+    laid_out_as,
+    local,
+    local_parts,
+    part_of,
+)
 from sgd_sai.gsnr import UNLATCHED, Moments, Rule
-from sgd_sai.options import Group, check_options, check_params, name_of
-from sgd_sai.precision import Momentum, Momentum8, equal_parts
+from sgd_sai.options import Group, check_given, check_options, check_params, is_given, name_of
+from sgd_sai.precision import Momentum, Momentum8
 from sgd_sai.update import unscales, update
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class SGDSaI(Optimizer):
@@ -60,7 +72,9 @@ class SGDSaI(Optimizer):
         measure_first: a block's first gradient is only measured and the block moves from its next one on,
             as in the tutorial listing.
         scale: "gsnr"; "sqrt_d", its limit √d, which depends on the block's size alone; or, for research, a
-            callable from `Moments` to a positive float.
+            callable from `Moments` to a positive float; or the raw G_snr of each parameter by its name, as
+            `measure_scales` gives them, for parameters that are named and of which a rank holds a part that
+            it cannot measure (DeepSpeed).
         blocks: "tensor", one block per parameter; "group", one block per parameter group.
         split: cut each parameter of the group into this many equal blocks along dim 0 (3 for a fused
             q, k, v weight).
@@ -68,6 +82,10 @@ class SGDSaI(Optimizer):
             an element; "8bit", one byte and a float32 for each 256, in tensors of 4096 elements or more.
         rounding: of bfloat16 parameters: "nearest"; "stochastic", right in the mean, by torch's default
             generator; "kahan", exact to about float32, in 2 more bytes an element. Float16 ones take "kahan".
+        process_group: all ranks that hold parameters of the model, where each holds others (pipeline or
+            expert parallelism): the maximum is theirs. Until it is known, each `step` of each rank joins one
+            collective, with gradients or without; afterwards none does. Not part of the state: a copy or an
+            unpickled optimizer has None until `optimizer.process_group = …`.
 
     The tutorial listing is ``unbiased=True, measure_first=True``; release 1.0.3 is
     ``normalize=False, unbiased=True, weight_decay=1e-2``.
@@ -86,6 +104,8 @@ class SGDSaI(Optimizer):
         >>> optimizer.step()
     """
 
+    process_group: ProcessGroup | None = None
+
     def __init__(
         self,
         params: ParamsT,
@@ -102,11 +122,12 @@ class SGDSaI(Optimizer):
         normalize: bool | Literal["rms"] = True,
         unbiased: bool = False,
         measure_first: bool = False,
-        scale: Literal["gsnr", "sqrt_d"] | Rule = "gsnr",
+        scale: Literal["gsnr", "sqrt_d"] | Rule | Mapping[str, float] = "gsnr",
         blocks: Literal["tensor", "group"] = "tensor",
         split: int = 1,
         state_dtype: torch.dtype | Literal["8bit"] | None = None,
         rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
+        process_group: ProcessGroup | None = None,
     ) -> None:
         """See the class."""
         defaults: Group = {
@@ -132,14 +153,19 @@ class SGDSaI(Optimizer):
         }
         check_options(defaults)
         self._tables: dict[tuple[int, int], dict[str, Any]] = {}  # of addresses on a GPU; no state
+        if process_group is not None:
+            check_group(process_group)
+        self.process_group = process_group
         super().__init__(params, defaults)
+        if process_group is None:
+            check_given(self.param_groups)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group; its blocks latch at their first gradient. Raises as the constructor does."""
         if isinstance(param_group, dict) and not isinstance(param_group.get("params"), Tensor | set):
             param_group = {**param_group, "params": list(param_group["params"])}
             check_options({**self.defaults, **param_group})
-            check_params(param_group, self.defaults, self.param_groups)
+            check_params(param_group, self.defaults, self.param_groups, self.process_group)
         super().add_param_group(param_group)
 
     @overload
@@ -217,12 +243,15 @@ class SGDSaI(Optimizer):
         for group in self.param_groups:
             keys = gsnr_keys(group["split"])
             blocks = [
-                (_Waiting(param, param, None, None, self.state[param], key), of_part)
-                for param in group["params"]
+                (
+                    _Waiting(param, param, None, None, self.state[param], key, None, _given(group, index)),
+                    of_part,
+                )
+                for index, param in enumerate(group["params"])
                 if param in measured
                 for key, of_part in zip(keys, measured[param], strict=True)
             ]
-            for block, of_block in blocks:
+            for block, _ in blocks:
                 block.state.setdefault(block.key, UNLATCHED)
             if group["blocks"] == "group" and blocks:
                 waiting.append((group, [block for block, _ in blocks]))
@@ -287,6 +316,7 @@ class SGDSaI(Optimizer):
                     f"{name_of(group, index)}: its gradient is sparse ({grad.layout}); allowed: dense, "
                     "which nn.Embedding gives with sparse=False"
                 )
+            grad = laid_out_as(grad, param)
             state = self.state[param]
             for key in keys:
                 state.setdefault(key, UNLATCHED)
@@ -298,7 +328,8 @@ class SGDSaI(Optimizer):
             for θ, g, m, c, key in _blocks(param, grad, state, group, keys):
                 raw = state[key]
                 if raw == UNLATCHED:
-                    work.waiting.append(_Waiting(θ, g, m, c, state, key))
+                    part, given = part_of(grad, len(keys), g), _given(group, index)
+                    work.waiting.append(_Waiting(θ, g, m, c, state, key, part, given))
                 else:
                     work.add(θ, g, m, c, _scale(raw, group))
         return work
@@ -306,21 +337,21 @@ class SGDSaI(Optimizer):
     def _latch(self, gathered: list[tuple[Group, _Work]]) -> None:
         """Freeze the scale of each block that meets its first finite, non-zero gradient in this step."""
         waiting = [(group, block) for group, work in gathered for block in _unlatched_blocks(group, work)]
-        if not waiting:
+        if not waiting and (self.process_group is None or self._knows_normalizers()):
             return
         if _capturing():
             raise RuntimeError(
                 f"SGDSaI: {len(waiting)} block(s) without a scale in a CUDA graph capture, which cannot wait "
                 "for their gradients; step until all are latched, then capture"
             )
-        self._freeze(waiting, gsnr.measure([[part.grad for part in block] for _, block in waiting]))
+        self._freeze(waiting, gsnr.measure([[b.part for b in block if b.part] for _, block in waiting]))
 
     def _freeze(self, waiting: list[tuple[Group, list[_Waiting]]], moments: list[Moments]) -> None:
         """Latch the blocks whose moments allow it; the others rest if their gradient is not finite."""
         # Every scale is known before the first is written: a rule that raises leaves the state as it was.
         found = [
-            self._gsnr_of(group, of_block) if of_block.measurable else UNLATCHED
-            for (group, _), of_block in zip(waiting, moments, strict=True)
+            self._gsnr_of(group, of_block, block[0].given) if of_block.measurable else UNLATCHED
+            for (group, block), of_block in zip(waiting, moments, strict=True)
         ]
         for (group, block), of_block, raw in zip(waiting, moments, found, strict=True):
             for part in block:
@@ -330,8 +361,10 @@ class SGDSaI(Optimizer):
                     part.rests = not of_block.finite
         self._record_normalizers([pair for pair in zip(found, moments, strict=True) if pair[0] != UNLATCHED])
 
-    def _gsnr_of(self, group: Group, moments: Moments) -> float:
-        """The raw G_snr of a block by the group's rule."""
+    def _gsnr_of(self, group: Group, moments: Moments, given: float | None) -> float:
+        """The raw G_snr of a block: given by its name, or by the group's rule."""
+        if given is not None:
+            return given
         if group["blocks"] == "group":
             # A member whose gradient came late joins the block as it was measured.
             for param in group["params"]:
@@ -350,16 +383,28 @@ class SGDSaI(Optimizer):
 
     def _record_normalizers(self, latched: list[tuple[float, Moments]]) -> None:
         """Record what divides the scales at the first latch, and hand it to the groups added since."""
-        if not latched:
+        first = not self._knows_normalizers()
+        raws, moments = [raw for raw, _ in latched], [of_block for _, of_block in latched]
+        given = [max(group["scale"].values()) for group in self.param_groups if is_given(group["scale"])]
+        found_here = [max(raws + given) if raws else UNLATCHED, *gsnr.rms_sums(raws, moments)]
+        everywhere = [found_here]
+        if first and self.process_group is not None:
+            everywhere = gather_over_ranks(found_here, self.process_group)
+        largest, total_sq, nonzero = zip(*everywhere, strict=True)
+        if max(largest) == UNLATCHED:
             return
-        raws, moments = zip(*latched, strict=True)
-        first = all(group["gsnr_max"] == UNLATCHED for group in self.param_groups)
-        for key, found in (("gsnr_max", max(raws)), ("gsnr_rms", gsnr.rms_normalizer(raws, moments))):
+        for key, found in (
+            ("gsnr_max", max(largest)),
+            ("gsnr_rms", math.sqrt(sum(total_sq) / sum(nonzero))),
+        ):
             recorded = max(group[key] for group in self.param_groups)
             for group in self.param_groups:
                 group[key] = found if recorded == UNLATCHED else recorded
         if first:
             self._warn_of_unlatched()
+
+    def _knows_normalizers(self) -> bool:
+        return any(group["gsnr_max"] != UNLATCHED for group in self.param_groups)
 
     def _warn_of_unlatched(self) -> None:
         names = [
@@ -416,6 +461,8 @@ class _Waiting:
     compensation: Tensor | None
     state: dict[str, Any]
     key: str
+    part: Part | None  # of the gradient, which may be spread over ranks; None: measured already
+    given: float | None  # the raw G_snr where the user gives it
     rests: bool = False  # takes no part in this step's update
 
     def latch(self, gsnr: float, group: Group) -> None:
@@ -460,6 +507,11 @@ def _scale(raw: float, group: Group) -> float:
     return gsnr.scale(raw, group["gsnr_max"]) if group["normalize"] else raw
 
 
+def _given(group: Group, index: int) -> float | None:
+    """The raw G_snr that the user gives for a parameter."""
+    return group["scale"][group["param_names"][index]] if is_given(group["scale"]) else None
+
+
 def _start(momentum: Momentum, grad: Tensor, maximize: bool) -> None:
     """m₁ = g₁."""
     if isinstance(momentum, Tensor):
@@ -481,13 +533,14 @@ def _blocks(
             state["compensation"] = torch.zeros_like(param)
         compensation = state["compensation"]
     if len(keys) == 1 and not param.is_complex() and "momentum_absmax" not in state:
-        return ((param, grad, momentum, compensation, keys[0]),)
+        m, c = (None if t is None else local(t) for t in (momentum, compensation))
+        return ((local(param), local(grad), m, c, keys[0]),)
     n = len(keys)
     momenta: Iterable[Momentum] = repeat(None)
     if momentum is not None and "momentum_absmax" in state:
         momenta = Momentum8(momentum, state["momentum_absmax"]).parts(n)
     elif momentum is not None:
-        momenta = equal_parts(gsnr.as_real(momentum), n)
-    compensations = repeat(None) if compensation is None else equal_parts(compensation, n)
-    thetas, grads = equal_parts(gsnr.as_real(param), n), equal_parts(gsnr.as_real(grad), n)
+        momenta = map(gsnr.as_real, local_parts(momentum, n))
+    compensations = repeat(None) if compensation is None else local_parts(compensation, n)
+    thetas, grads = (map(gsnr.as_real, local_parts(tensor, n)) for tensor in (param, grad))
     return zip(thetas, grads, momenta, compensations, keys, strict=False)

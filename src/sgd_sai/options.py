@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from sgd_sai.distributed import check_covers, is_spread
 
 RULES = ("gsnr", "sqrt_d")
 ROUNDINGS = ("nearest", "stochastic", "kahan")
@@ -24,6 +26,28 @@ def name_of(group: Group, index: int) -> str:
     if "param_names" in group:
         return f"parameter {group['param_names'][index]!r}"
     return f"parameter {index} of its group, of shape {tuple(group['params'][index].shape)}"
+
+
+def is_given(scale: object) -> bool:
+    """True for a scale that gives the raw G_snr of each parameter by its name."""
+    return isinstance(scale, Mapping)
+
+
+def check_given(groups: list[Group]) -> None:
+    """Raise for scales by name that no parameter of these groups has."""
+    names = {name for group in groups for name in group.get("param_names", ())}
+    given = {name for group in groups if is_given(group["scale"]) for name in group["scale"]}
+    if given - names:
+        raise ValueError(
+            f"scale: names {len(given - names)} that are no parameters: {listed(given - names)}; allowed: "
+            "the names of all parameters, or with process_group those of the whole model"
+        )
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first eight of the names, in order, for a message."""
+    names = sorted(names)
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def check_options(options: Group) -> None:
@@ -57,8 +81,19 @@ def check_options(options: Group) -> None:
             raise ValueError(f"{name}: given True with differentiable=True, which needs the for-loop")
     if options["foreach"] and options["fused"]:
         raise ValueError("fused: given True with foreach=True; allowed: one of the two")
-    if options["scale"] not in RULES and not callable(options["scale"]):
-        raise ValueError(f"scale: given {options['scale']!r}; allowed: 'gsnr', 'sqrt_d' or a callable")
+    if is_given(options["scale"]):
+        for name, raw in options["scale"].items():
+            if isinstance(raw, bool) or not isinstance(raw, Real) or not 0.0 < float(raw) < math.inf:
+                raise ValueError(f"scale: given {raw!r} for {name!r}; allowed: a positive, finite number")
+        for name, alone in (("blocks", "tensor"), ("split", 1)):
+            if options[name] != alone:
+                raise ValueError(f"{name}: given {options[name]!r} with a scale by name; allowed: {alone!r}")
+        if options["normalize"] == "rms":
+            raise ValueError("normalize: given 'rms' with a scale by name; allowed: True or False")
+    elif options["scale"] not in RULES and not callable(options["scale"]):
+        raise ValueError(
+            f"scale: given {options['scale']!r}; allowed: 'gsnr', 'sqrt_d' or a callable, or floats by name"
+        )
     if options["blocks"] not in ("tensor", "group"):
         raise ValueError(f"blocks: given {options['blocks']!r}; allowed: 'tensor' or 'group'")
     if not (options["state_dtype"] in (None, "8bit") or options["state_dtype"] in STATE_DTYPES):
@@ -87,10 +122,18 @@ def check_options(options: Group) -> None:
         raise ValueError(f"split: given {split} with measure_first=True, which knows whole parameters only")
 
 
-def check_params(group: Group, defaults: Group, others: list[Group]) -> None:
-    """Raise for a parameter given twice, one that the split does not divide, or that fused cannot take."""
+def check_params(group: Group, defaults: Group, others: list[Group], process_group: Any = None) -> None:
+    """Raise for a parameter given twice, or one that an option or the process group does not fit."""
     options = {**defaults, **group}
     split = options["split"]
+    if is_given(options["scale"]):
+        if not all(isinstance(given, tuple) for given in group["params"]):
+            raise ValueError(
+                "scale: given by name, for parameters without names; allowed: model.named_parameters()"
+            )
+        missing = {name for name, _ in group["params"]} - set(options["scale"])
+        if missing:
+            raise ValueError(f"scale: lacks {len(missing)} of the parameters: {listed(missing)}")
     seen = {id(param) for other in others for param in other["params"]}
     for index, given in enumerate(group["params"]):
         param = given[1] if isinstance(given, tuple) else given
@@ -100,6 +143,15 @@ def check_params(group: Group, defaults: Group, others: list[Group]) -> None:
         if id(param) in seen:
             raise ValueError(f"params: parameter {name} is given twice; each may be given once")
         seen.add(id(param))
+        if process_group is not None:
+            check_covers(process_group, param, name)
+        if is_spread(param) and options["state_dtype"] == "8bit":
+            raise ValueError(
+                f"state_dtype: given '8bit' for parameter {name}, a DTensor, whose blocks of 256 would not "
+                "survive another sharding; allowed: None or a torch.dtype"
+            )
+        if is_spread(param) and options["differentiable"]:
+            raise ValueError(f"differentiable: given True for parameter {name}, a DTensor; allowed: False")
         if split > 1 and (param.dim() == 0 or param.size(0) % split):
             raise ValueError(
                 f"split: given {split}, which does not divide dim 0 of parameter {name}, {tuple(param.shape)}"
