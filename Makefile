@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: bench demo test lint clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +17,9 @@ demo: $(READY)  ## train three real models with three optimizers and write a rep
 
 test: $(READY)  ## the whole test-suite, in parallel
 	$(BIN)/pytest
+
+bench: $(READY)  ## time a step next to the memory-bandwidth floor; on a quiet machine
+	$(BIN)/python benchmarks/run.py
 
 lint: $(READY)  ## style and strict types
 	$(BIN)/ruff check .
