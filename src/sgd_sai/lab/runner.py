@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
+from types import FrameType
 from typing import Any
 
 import torch
@@ -100,14 +104,46 @@ def train(config: RunConfig, folder: Path, tuning: dict[str, Any] | None, watch:
     record.write(folder)
     run = _Running(config, folder, problem, model, optimizer, task.clip)
     try:
-        record.result, record.status = run.to_the_end(watch)
+        with _ctrl_c_between_steps() as heed:
+            record.result, record.status = run.to_the_end(watch, heed)
     except BaseException:
         record.status = "interrupted"
         raise
     finally:
         run.close()
         record.write(folder)
+    heed()  # it may have come in the last step
     return record
+
+
+@contextmanager
+def _ctrl_c_between_steps() -> Iterator[Callable[[], None]]:
+    """Hold Ctrl-C back until the function that is given is called, between two steps.
+
+    In the middle of one it could leave half a line, or TensorBoard's writer waiting for itself. A second
+    Ctrl-C is not held back.
+    """
+    pending = False
+
+    def heed() -> None:
+        if pending:
+            raise KeyboardInterrupt
+
+    def hold(signum: int, frame: FrameType | None) -> None:
+        nonlocal pending
+        pending = True
+        signal.signal(signal.SIGINT, previous)
+
+    if threading.current_thread() is not threading.main_thread():  # signals are not its business
+        yield heed
+        return
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is signal.default_int_handler:
+        signal.signal(signal.SIGINT, hold)
+    try:
+        yield heed
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 class _Running:
@@ -131,12 +167,13 @@ class _Running:
         self.losses: list[float] = []  # since the last line
         self.durations: list[float] = []  # of optimizer.step, in seconds, likewise
 
-    def to_the_end(self, watch: Watcher) -> tuple[dict[str, Any], str]:
+    def to_the_end(self, watch: Watcher, heed: Callable[[], None]) -> tuple[dict[str, Any], str]:
         """The result and the status."""
         steps = self.config.steps
         evaluate_every = max(1, steps // EVALUATIONS)
         held_out = self._evaluate() if self.step == 0 else {}
         while self.step < steps:
+            heed()
             loss = self._train_one()
             if not loss < DIVERGED:
                 return self._result(diverged_at=self.step), "diverged"

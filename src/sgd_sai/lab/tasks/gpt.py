@@ -105,7 +105,7 @@ def _split(root: Path, files: list[Path]) -> tuple[bytes, bytes]:
         held_out = _joined(texts[name] for name in texts if name in held_names)
     if min(len(train), len(held_out)) <= 2 * CONTEXT:
         raise ValueError(
-            f"--data: {root if len(texts) != 1 else files[0]} holds {len(train)} bytes of text to train on "
+            f"--data: {files[0] if len(files) == 1 else root} holds {len(train)} bytes of text to train on "
             f"and {len(held_out)} to hold out; needed: more than {2 * CONTEXT} of each"
         )
     return train, held_out
