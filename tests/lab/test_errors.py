@@ -10,6 +10,7 @@ import pytest
 from lab_commands import compare
 
 from sgd_sai.cli import main
+from sgd_sai.lab.runner import load
 
 
 def rejected(arguments, capsys):
@@ -113,3 +114,15 @@ def test_report(tmp_path, capsys):
     (tmp_path / "run.json").write_text("{}")
     assert "run.json" in rejected(["report", str(tmp_path), "--out", page], capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_resuming_on_other_data(tmp_path, capsys):
+    data, out = tmp_path / "text.txt", tmp_path / "out"
+    data.write_text("one line of text\n" * 200)
+    given = ["compare", "--task", "gpt", "--optimizer", "sgd", "--lr", "0.1", "--steps", "2"]
+    given += ["--threads", "1", "--data", str(data), "--out", str(out), "--resume"]
+    assert main(given) == 0
+    load.cache_clear()  # as a new process would
+    data.write_text("another line of text\n" * 200)
+    capsys.readouterr()
+    assert "sha256" in rejected(given, capsys)
