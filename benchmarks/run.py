@@ -1,4 +1,4 @@
-"""What `make bench` runs: `sgd-sai bench` for each model and number of threads, into benchmarks/results/speed/.
+"""What `make bench` runs: `sgd-sai bench` for each model and number of threads, into results/speed/.
 
 A process for each, since torch's pool of threads does not shrink. Peers that are not installed are rows
 that say so: `pip install -e '.[peers]'` has those that install everywhere.

@@ -1,0 +1,104 @@
+"""Writes the README's tables from records: `python docs/tables.py`; `--check` says whether they are right."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from sgd_sai.lab import tuned
+from sgd_sai.lab.optimizers import OPTIMIZERS
+from sgd_sai.lab.records import read_runs
+from sgd_sai.lab.summary import by_task
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+DEMO = ROOT / "docs" / "records" / "demo"
+SPEED = ROOT / "benchmarks" / "results" / "speed"
+
+
+def table(*rows: list[str]) -> str:
+    """A Markdown table; the first row is its head."""
+    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
+
+
+def demo() -> str:
+    """The held-out results of the demo's runs."""
+    tasks = by_task(read_runs(sorted(DEMO.iterdir())))
+    labels = [row.label for row in tasks[0].rows]
+    rows = [["held out, after training", *labels]]
+    for task in tasks:
+        title = f"{task.about['title']}, {task.about['metric'].replace('val_', '')}"
+        ranked = {row.optimizer: task.shown_mean(row).replace("\u00a0", " ") for row in task.ranking}
+        rows.append([title, *(ranked.get(row.optimizer, "diverged") for row in task.rows)])
+    return table(*rows)
+
+
+def speed() -> str:
+    """Times of a step relative to torch's fused SGD and to the floor."""
+    files = sorted(SPEED.glob("*.json"))
+    if not files:
+        return "Speed: not measured yet; `make bench` does."
+    records = [json.loads(file.read_text()) for file in files]
+    shown = ("sgd-sai-no-decay", "sgd-sai", "adamw-fused", "release")
+    labels = {
+        name: record["rows"][name]["label"] for record in records for name in shown if name in record["rows"]
+    }
+    rows = [
+        [
+            "one step, × torch SGD (fused), which does not decay",
+            *(labels[name] for name in labels),
+            "the floor",
+        ]
+    ]
+    for record in records:
+        plural = "s" if record["threads"] > 1 else ""
+        cells = [f"{record['model']}, {record['tensors']} tensors, {record['threads']} thread{plural}"]
+        cells += [
+            f"{record['rows'][n]['times_sgd_fused']:.2f}" if n in record["rows"] else "–" for n in labels
+        ]
+        sgd = record["rows"]["sgd-fused"]
+        cells.append(f"{1 / sgd['times_floor']:.2f}")
+        rows.append(cells)
+    first = records[0]
+    return f"""{table(*rows)}
+
+Medians of interleaved rounds on {first["machine"]["cores"]} cores of {first["machine"]["processor"]}, torch
+{first["versions"]["torch"]}, {first["date"][:10]}, by `make bench`. The floor is what as many bytes take as a
+step must move. On a GPU: not measured."""
+
+
+def learning_rates() -> str:
+    """The tuned learning rates that come with the package."""
+    entries = tuned.read(tuned.OWN)
+    rows = [["", *(entry.label for entry in OPTIMIZERS.values())]]
+    for task, row in entries.items():
+        rows.append([task, *(f"{row[name]['lr']:g}" if name in row else "–" for name in OPTIMIZERS)])
+    return table(*rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"demo": demo, "speed": speed, "lr": learning_rates}
+
+
+def written(text: str) -> str:
+    """`text` with what stands between the markers of each table made anew."""
+    for name, make in TABLES.items():
+        between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not between.search(text):
+            raise ValueError(f"README.md: has no markers for the table {name!r}")
+        content = make()
+        text = between.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
+    return text
+
+
+if __name__ == "__main__":
+    old = README.read_text("utf-8")
+    new = written(old)
+    if "--check" in sys.argv:
+        sys.exit(
+            old != new and "README.md: its tables are not those of the records; run python docs/tables.py"
+        )
+    README.write_text(new, "utf-8")
