@@ -71,7 +71,7 @@ def _print(record: dict[str, Any]) -> None:
     ]
     output.print_table(
         console,
-        f"{record['workload']}: the first gradient; SGD-SaI and AdamW: RMS of the first update, each at its lr",
+        f"{record['workload']}: the first gradient. SGD-SaI, AdamW: RMS of the first update, each at its lr",
         wanted,
         rows,
         gsnr_record.WORDS,

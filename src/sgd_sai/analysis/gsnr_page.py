@@ -100,7 +100,7 @@ def _over_time(record: dict[str, Any]) -> Section:
     trace = record["training"]["SGD-SaI"]
     return Section(
         "G_snr over time",
-        "SGD-SaI keeps the value of the first step. Measured at every step all the same, while SGD-SaI trains:",
+        "SGD-SaI keeps the value of the first step. Here it is measured on, while SGD-SaI trains.",
         charts=[
             Chart(
                 "stability",
@@ -127,9 +127,9 @@ def _gains(record: dict[str, Any]) -> Section:
     span = [math.log10(min(values)) - 0.1, math.log10(max(values)) + 0.1]
     return Section(
         "Local gain over time",
-        "RMS of the update over RMS of the gradient, block by block, while each optimizer trains from the same "
-        "weights on the same batches. SGD has one rate for all blocks, SGD-SaI one for each, fixed; Adam's and "
-        "Adam-mini's follow the gradient. What moves within SGD and SGD-SaI is the momentum.",
+        "RMS of the update over RMS of the gradient, block by block, while each optimizer trains from the "
+        "same weights on the same batches. SGD has one rate for all blocks, SGD-SaI one for each, fixed; "
+        "Adam's and Adam-mini's follow the gradient. What moves within SGD and SGD-SaI is the momentum.",
         charts=[
             Chart(
                 f"gain-{place}",
@@ -166,7 +166,7 @@ def _blocks(record: dict[str, Any]) -> Section:
     lr = record["lr"]["normalize=True"]
     return Section(
         "Every block",
-        "d elements, gradient norm ‖g‖ and deviation σ, scale = G_snr over the largest; RMS of the first update "
-        f"of SGD-SaI at lr {lr:.3g} and of AdamW at lr {record['adamw_lr']:.3g}.",
+        "d elements, gradient norm ‖g‖ and deviation σ, scale = G_snr over the largest; RMS of the first "
+        f"update of SGD-SaI at lr {lr:.3g} and of AdamW at lr {record['adamw_lr']:.3g}.",
         html=html,
     )

@@ -17,6 +17,7 @@ WORDS = ("block", "shape", "flags")
 
 
 def build(workload: Workload, first: Measurement, loss: float, lr: float) -> dict[str, Any]:
+    """The record of the first gradient; `lr` is AdamW's."""
     ratio = first.adam_lr_ratio(True)
     blocks = [_row(first, block, lr, ratio) for block in first.blocks]
     return {
@@ -73,9 +74,10 @@ def _sentences(first: Measurement, lr: float) -> list[str]:
         f"largest G_snr is {first.normalizers['gsnr_max']:.4g}.",
         f"G_snr is within 1 % of √d in {near} of {len(latched)} blocks; the farthest from it is "
         f"{farthest}, with {off[farthest]:.3g} √d.",
-        f"The first update of SGD-SaI is as large as that of AdamW with lr {lr:.3g}, over all blocks, at lr "
-        f"{lr * first.adam_lr_ratio(True):.3g}; with normalize=False at {lr * first.adam_lr_ratio(False):.3g}, "
-        f'with normalize="rms" at {lr * first.adam_lr_ratio("rms"):.3g}.',
+        f"Over all blocks, the first update of SGD-SaI is as large as AdamW's with lr {lr:.3g} at lr "
+        f"{lr * first.adam_lr_ratio(True):.3g}; with normalize=False at "
+        f"{lr * first.adam_lr_ratio(False):.3g}, with normalize='rms' at "
+        f"{lr * first.adam_lr_ratio('rms'):.3g}.",
         f"Block by block, that lr would lie between {min(by_block):.2g} and {max(by_block):.2g}, median "
         f"{median(by_block):.2g}: where a block's is smaller, SGD-SaI moves it more than AdamW does.",
     ]
@@ -102,8 +104,9 @@ def training_sentences(traces: dict[str, Trace]) -> list[str]:
         spans = {name: max(values) / min(values) for name, values in seen.items()}
         widest = max(spans, key=lambda name: spans[name])
         said.append(
-            f"Over {trace.steps[-1]} steps of SGD-SaI, a block's largest G_snr is {median(spans.values()):.3g} "
-            f"times its smallest in the median, {spans[widest]:.3g} times at most ({widest})."
+            f"Over {trace.steps[-1]} steps of SGD-SaI, a block's largest G_snr is "
+            f"{median(spans.values()):.3g} times its smallest in the median, {spans[widest]:.3g} times "
+            f"at most ({widest})."
         )
     return said
 

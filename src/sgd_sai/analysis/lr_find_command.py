@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tuned",
         action="store_true",
-        help="no range test: AdamW's tuned lr of each task of the lab, transferred, beside SGD-SaI's tuned lr",
+        help="no range test: AdamW's tuned lr of each task of the lab, transferred, beside SGD-SaI's own",
     )
 
 
@@ -117,8 +117,8 @@ def _sentences(found: RangeTest, label: str, ratio: float) -> list[str]:
     ]
     if steepest is not None:
         said.append(
-            "A peak learning rate is usually sought between the two; a range test of few steps sees the first "
-            "steps only, where large rates look better than they are over a whole run."
+            "A peak learning rate is usually sought between the two. A range test sees a few steps at each "
+            "rate, not where a whole run at that rate ends."
         )
     if ratio != 1.0:
         said.append(f"AdamW's lr times {ratio:.4g} is as large a first update.")
