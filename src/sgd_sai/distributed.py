@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -114,11 +116,13 @@ def sum_over_ranks(rows: Tensor, groups: Sequence[tuple[ProcessGroup, ...]]) -> 
         rows: what this rank has, of shape (n, k).
         groups: for each row, the groups over which it is summed, one after the other.
 
-    Every rank of a group must call this with the same rows of that group.
+    Every rank of a group must call this with the same rows of that group, in the same order.
     """
-    by_name = {group.group_name: group for of_row in groups for group in of_row}
-    for name in sorted(by_name):  # one order on all ranks, whatever else each of them holds
-        group = by_name[name]
+    # On a mesh of two dims a row is whole only if all ranks sum over the same dim first.
+    order = TopologicalSorter[Any]({group: () for of_row in groups for group in of_row})
+    for first, then in (pair for of_row in groups for pair in pairwise(of_row)):
+        order.add(then, first)
+    for group in order.static_order():
         places = [i for i, of_row in enumerate(groups) if group in of_row]
         device = _device(group, rows.device)
         summed = rows[places].to(device)

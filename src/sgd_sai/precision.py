@@ -58,13 +58,13 @@ def create_momentum(
     state: dict[str, Any], param: Tensor, dtype: torch.dtype | str | None, split: int
 ) -> None:
     """Put a momentum of zeros into a parameter's state; each of its `split` parts has its own scales."""
-    real = as_real(param)
-    if dtype != "8bit" or real.numel() < SMALLEST:
+    if dtype != "8bit" or as_real(param).numel() < SMALLEST:
         wide = torch.promote_types(param.dtype, torch.float32)
         if isinstance(dtype, torch.dtype):
             wide = torch.promote_types(dtype, torch.complex32) if param.is_complex() else dtype
         state["momentum_buffer"] = torch.zeros_like(param, dtype=wide)
         return
+    real = as_real(param)
     order = torch.preserve_format if split == 1 else torch.contiguous_format
     state["momentum_buffer"] = torch.zeros_like(real, dtype=torch.int8, memory_format=order)
     scales = split * -(-real.numel() // split // BLOCK)

@@ -1,0 +1,271 @@
+"""DTensor parameters: FSDP2, HSDP and tensor parallelism give what one process gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from tiny import (
+    BATCH,
+    LATE,
+    OPTIONS,
+    STEPS,
+    Tiny,
+    assert_same_outcome,
+    one_process,
+    outcome,
+    quiet_step,
+    train,
+    whole,
+)
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from world import world
+
+from sgd_sai import UNLATCHED, SGDSaI, g_snr, measure
+
+
+def shard(model: Tiny, mesh: DeviceMesh, **policy: Any) -> Tiny:
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh, **policy)
+    return fully_shard(model, mesh=mesh, **policy)
+
+
+def tensor_parallel(model: Tiny, mesh: DeviceMesh) -> Tiny:
+    """Heads, MLP and vocabulary over the ranks; norms and the gain on parts of the sequence (dim 1)."""
+    columns = ColwiseParallel(input_layouts=Shard(1))
+    rows = RowwiseParallel(output_layouts=Shard(1))
+    plan = {
+        "embedding": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
+        "late": ColwiseParallel(input_layouts=Shard(1), output_layouts=Shard(1)),
+        "norm": SequenceParallel(),
+        "head": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
+        **{f"blocks.*.{name}": SequenceParallel() for name in ("norm1", "norm2")},
+        **{f"blocks.*.{name}": columns for name in ("q", "k", "v", "up")},
+        **{f"blocks.*.{name}": rows for name in ("out", "down")},
+    }
+    parallelize_module(model, mesh, plan)
+    model.head.weight = model.embedding.weight
+    model.gain = nn.Parameter(distribute_tensor(model.gain.detach(), mesh, [Replicate()]))
+    return model
+
+
+class Counting:
+    """An optimizer that notes the collectives of each of its steps."""
+
+    def __init__(self, optimizer: SGDSaI) -> None:
+        self.optimizer, self.collectives = optimizer, []
+        self.zero_grad = optimizer.zero_grad
+
+    def step(self) -> None:
+        with CommDebugMode() as collectives:
+            self.optimizer.step()
+        self.collectives.append(collectives.get_total_counts())
+
+
+def share_of(data: DeviceMesh) -> slice:
+    each = BATCH // data.size()
+    return slice(data.get_local_rank() * each, (data.get_local_rank() + 1) * each)
+
+
+def trained(model: Tiny, share: slice = slice(None)) -> Any:
+    optimizer = SGDSaI(model.parameters(), **OPTIONS)
+    counting = Counting(optimizer)
+    summed: list[int] = []  # gradients that the step itself has to sum first
+
+    def note() -> None:
+        grads = [(p, p.grad) for p in model.parameters() if p.grad is not None]
+        summed.append(sum(g.placements != p.placements for p, g in grads))
+
+    train(model, counting, share=share, after_backward=note)
+    for p in model.parameters():
+        assert optimizer.state[p]["momentum_buffer"].placements == p.placements
+    return outcome(model, optimizer), [n - m for n, m in zip(counting.collectives, summed, strict=True)]
+
+
+def fsdp2() -> Any:
+    mesh = init_device_mesh("cpu", (4,))
+    model = shard(Tiny(), mesh)
+    assert model.gain.to_local().numel() == (dist.get_rank() == 0)  # three empty shards
+    return trained(model, share_of(mesh))
+
+
+def hsdp() -> Any:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    return trained(shard(Tiny(), mesh), share_of(mesh["replicate", "shard"]._flatten("data")))
+
+
+def tp() -> Any:
+    return trained(tensor_parallel(Tiny(()), init_device_mesh("cpu", (2,))))
+
+
+def fsdp2_with_tp() -> Any:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    return trained(shard(tensor_parallel(Tiny(), mesh["tensor"]), mesh["data"]), share_of(mesh["data"]))
+
+
+@pytest.mark.parametrize(
+    ("scenario", "ranks", "gain", "groups"),
+    [(fsdp2, 4, (1,), 1), (hsdp, 4, (1,), 1), (tp, 2, (), 1), (fsdp2_with_tp, 4, (1,), 2)],
+    ids=["fsdp2", "hsdp", "tp", "fsdp2 x tp"],
+)
+def test_equals_one_process(scenario: Any, ranks: int, gain: Any, groups: int) -> None:
+    """And measures with one collective for each group that shares: at step 0, and for the late layer."""
+    truth = one_process(gain)
+    for found, collectives in world(ranks, scenario):
+        assert_same_outcome(found, truth)
+        assert collectives == [groups if step in (0, LATE) else 0 for step in range(STEPS)]
+
+
+def mixed_precision() -> None:
+    """bf16 in forward and backward: the scales are those of the gradients that one process would have."""
+    mesh = init_device_mesh("cpu", (4,))
+    model = shard(
+        Tiny(), mesh, mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    )
+    optimizer = SGDSaI(model.parameters(), **OPTIONS)
+    grads: list[torch.Tensor] = []
+
+    def note() -> None:
+        grads[:] = [whole(p.grad) for p in model.parameters() if p.grad is not None]
+
+    train(model, optimizer, range(1), share_of(mesh), after_backward=note)
+    found = [optimizer.state[p]["gsnr"] for p in model.parameters() if p in optimizer.state]
+    assert found == pytest.approx([g_snr(m) for m in measure([[g] for g in grads])], rel=1e-12)
+    assert {optimizer.state[p]["momentum_buffer"].dtype for p in optimizer.state} == {torch.float32}
+    before = [whole(p) for p in model.parameters()]
+    train(model, optimizer, range(1, STEPS), share_of(mesh))
+    assert all(whole(p).isfinite().all() for p in model.parameters())
+    assert not any(torch.equal(p, whole(q)) for p, q in zip(before, model.parameters(), strict=True))
+
+
+def test_mixed_precision() -> None:
+    world(4, mixed_precision)
+
+
+# Hand-made layouts: each rank has the whole too, and steps it beside the shards.
+
+MESH_1D, MESH_2D = (4,), (2, 2)
+LAYOUTS: dict[str, Any] = {
+    "uneven rows": (MESH_1D, (10, 3), [Shard(0)], [Shard(0)]),
+    "empty shards": (MESH_1D, (2, 5), [Shard(0)], [Shard(0)]),
+    "one element": (MESH_1D, (1,), [Shard(0)], [Shard(0)]),
+    "uneven columns": (MESH_1D, (3, 7), [Shard(1)], [Shard(1)]),
+    "replicated": (MESH_1D, (6, 2), [Replicate()], [Replicate()]),
+    "scalar": (MESH_1D, (), [Replicate()], [Replicate()]),
+    "gradient to be summed": (MESH_1D, (6, 2), [Replicate()], [Partial()]),
+    "gradient to be summed and cut": (MESH_1D, (6, 2), [Shard(0)], [Partial()]),
+    "gradient cut otherwise": (MESH_1D, (6, 9), [Shard(0)], [Shard(1)]),
+    "gradient whole": (MESH_1D, (6, 9), [Shard(0)], [Replicate()]),
+    "replicas of shards": (MESH_2D, (7, 3), [Replicate(), Shard(0)], [Replicate(), Shard(0)]),
+    "shards of shards": (MESH_2D, (5, 7), [Shard(0), Shard(1)], [Shard(0), Shard(1)]),
+    "summed and cut": (MESH_2D, (5, 7), [Shard(0), Shard(1)], [Partial(), Shard(1)]),
+}
+#: What the gradient of a layout is, step by step.
+KINDS = {
+    "ordinary": lambda g, step: g,
+    "zero at first": lambda g, step: g * (step > 0),
+    "zero on most ranks": lambda g, step: torch.cat((g.flatten()[:1], 0 * g.flatten()[1:])).view_as(g),
+    "NaN on one rank at first": lambda g, step: (
+        g.flatten().index_fill(0, torch.tensor(0), torch.nan).view_as(g) if step == 0 else g
+    ),
+}
+
+
+class DTensorOps(TorchDispatchMode):
+    """Counts the operations that DTensor has to dispatch."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += any(issubclass(kind, DTensor) for kind in types)
+        return func(*args, **(kwargs or {}))
+
+
+def spread(tensor: torch.Tensor, mesh: DeviceMesh, placements: list[Any]) -> DTensor:
+    """The DTensor of a tensor that every rank has; a partial one has all of it on the last rank."""
+    partial = [placed.is_partial() for placed in placements]
+    start = [Replicate() if is_partial else placed for placed, is_partial in zip(placements, partial)]
+    spread = distribute_tensor(tensor, mesh, start)
+    last = all(mesh.get_local_rank(dim) == mesh.size(dim) - 1 for dim in range(mesh.ndim) if partial[dim])
+    return DTensor.from_local(
+        spread.to_local() * last if any(partial) else spread.to_local(),
+        mesh, placements, shape=spread.shape, stride=spread.stride(), run_check=False,
+    )  # fmt: skip
+
+
+def step_beside_the_whole(options: dict[str, Any], dtype: torch.dtype) -> None:
+    meshes = {shape: init_device_mesh("cpu", shape) for shape in (MESH_1D, MESH_2D)}
+    generator = torch.Generator().manual_seed(0)
+    cases = [(kind, layout) for kind in KINDS.values() for layout in LAYOUTS.values()]
+    if options.get("split"):
+        cases = [
+            (kind, layout) for kind, layout in cases if layout[1] and layout[1][0] % options["split"] == 0
+        ]
+    plain, shared = [], []
+    for _, (mesh, shape, placements, _) in cases:
+        start = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        plain.append(nn.Parameter(start.clone()))
+        shared.append(nn.Parameter(distribute_tensor(start, meshes[mesh], placements)))
+    truth, optimizer = SGDSaI(plain, **options), SGDSaI(shared, **options)
+    for step in range(4):
+        for (kind, (mesh, shape, _, placements)), p, q in zip(cases, plain, shared, strict=True):
+            gradient = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+            p.grad = kind(gradient, step)
+            q.grad = spread(p.grad, meshes[mesh], placements)
+        alike = all(q.grad.placements == q.placements for q in shared)
+        with CommDebugMode() as collectives, DTensorOps() as ops:
+            quiet_step(optimizer)
+        quiet_step(truth)
+        if alike and all(s != UNLATCHED for q in shared for s in scales_of(optimizer, q)) and step > 1:
+            assert collectives.get_total_counts() == 0
+            assert ops.count == 0
+        for p, q in zip(plain, shared, strict=True):
+            assert scales_of(optimizer, q) == pytest.approx(scales_of(truth, p), rel=1e-9)
+    for p, q in zip(plain, shared, strict=True):
+        torch.testing.assert_close(whole(q), p.detach())
+        if options.get("momentum") != 0:
+            momentum = optimizer.state[q]["momentum_buffer"]
+            assert momentum.placements == q.placements
+            torch.testing.assert_close(whole(momentum), truth.state[p]["momentum_buffer"])
+
+
+def scales_of(optimizer: SGDSaI, param: nn.Parameter) -> list[float]:
+    return [value for key, value in optimizer.state[param].items() if key.startswith("gsnr")]
+
+
+EDGES = [
+    ({}, torch.float32),
+    ({"foreach": True, "weight_decay": 0.1}, torch.float32),
+    ({"foreach": False, "fused": False, "maximize": True}, torch.float32),
+    ({"blocks": "group"}, torch.float32),
+    ({"split": 2}, torch.float32),
+    ({"split": 3, "weight_decay": 0.1}, torch.float32),
+    ({"unbiased": True, "measure_first": True}, torch.float32),
+    ({"normalize": "rms"}, torch.float32),
+    ({"momentum": 0.0, "normalize": False, "lr": 1e-3}, torch.float32),
+    ({}, torch.bfloat16),
+    ({"rounding": "kahan", "state_dtype": torch.bfloat16}, torch.bfloat16),
+    ({}, torch.complex64),
+]
+
+
+def all_edges() -> None:
+    for options, dtype in EDGES:
+        step_beside_the_whole({"lr": 0.1, **options}, dtype)
+
+
+def test_layouts_and_gradients_that_are_awkward() -> None:
+    world(4, all_edges)
