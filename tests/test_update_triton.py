@@ -316,6 +316,27 @@ def test_tables_are_uploaded_when_something_has_changed(
     assert step() == []
 
 
+@pytest.mark.parametrize("of_params", [(0, 1, 2), (2, 0, 1)])
+def test_the_gradient_in_another_order_at_the_same_address(
+    device: torch.device, of_params: tuple[int, int, int]
+) -> None:
+    def arranged(buffer: Tensor, order: tuple[int, ...]) -> Tensor:
+        """The buffer as (2, 3, 4), its dims in this order in memory, the last one fastest."""
+        there = buffer.view([(2, 3, 4)[dim] for dim in order])
+        return there.permute([order.index(dim) for dim in range(3)])
+
+    def make() -> list[list[Tensor]]:
+        return [[arranged(of_kind[0], of_params)] for of_kind in tensors(device, shapes=[(24,)])]
+
+    (θs, gs, ms), expected = make(), make()
+    cache: dict[str, Any] = {}
+    for order in (of_params, *itertools.permutations((2, 1, 0)), of_params):
+        g = gs[0].as_strided((2, 3, 4), arranged(torch.empty(24), order).stride())
+        way.update(θs, [g], ms, [1.0], **OPTIONS, cache=cache)
+        reference.update(expected[0], [g], expected[2], [1.0], **OPTIONS)
+        assert_equal((θs, [], ms), (expected[0], [], expected[2]))
+
+
 def test_autograd_notices_the_step(device: torch.device) -> None:
     θ = torch.randn(3, device=device, requires_grad=True)
     loss = (θ * θ).sum()
