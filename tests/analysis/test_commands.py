@@ -73,11 +73,11 @@ def test_gsnr_prints_every_block_and_flags_what_is_special(capsys: pytest.Captur
     lines = {line.split()[0]: line for line in printed.splitlines() if line.strip()}
     assert "dominates the max" in lines["large"]
     assert "σ = 0" in lines["scalar"]
-    assert "unlatched: zero gradient" in lines["a"]
-    assert "unlatched: zero gradient" in lines["unused"]
-    assert "unlatched: NaN or Inf" in lines["broken"]
+    assert "unlatched (zero gradient)" in lines["a"]
+    assert "unlatched (zero gradient)" in lines["unused"]
+    assert "unlatched (NaN or Inf)" in lines["broken"]
     assert not any(flag in lines["vector"] for flag in ("unlatched", "σ = 0", "dominates"))
-    assert "Unlatched: zero gradient: unused, a." in printed
+    assert "Flagged as unlatched (zero gradient): a, unused." in printed
 
 
 def test_gsnr_over_time(capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,7 +154,7 @@ BAD = {
     "workloads:zero_gradients": "none of the model's 6 trainable parameters has a finite, non-zero one",
     "workloads:frozen": "its model has no parameter that requires a gradient",
     "workloads:wrong_shape": "the forward pass failed: RuntimeError: mat1 and mat2",
-    "workloads:no_batches": "its batches failed: ValueError: ended after 0",
+    "workloads:no_batches": "its batches ended after 0",
 }
 
 
@@ -170,13 +170,13 @@ def test_a_bad_workload_gets_one_line(
     (["gsnr"], "required: WORKLOAD"),
     (["gsnr", "workloads:plain", "--lr", "-1"], "--lr: given '-1'; allowed: a finite number > 0"),
     (["gsnr", "workloads:plain", "--steps", "0"], "--steps: given '0'; allowed: an integer ≥ 1"),
-    (["gsnr", "workloads:plain", "--html", "no/such/folder/x.html"], "no/such/folder does not exist"),
-    (["gsnr", "workloads:plain", "--html", "."], "--html: cannot write to ."),
+    (["gsnr", "workloads:plain", "--html", "no/such/folder/x.html"], "--html: given no/such/folder/x.html"),
+    (["gsnr", "workloads:plain", "--html", "."], "--html: given .; allowed: a file in a folder"),
     (["gsnr", "workloads:ends", "--steps", "5"], "ended after 2; give a list or a DataLoader, or fewer"),
     (["lr-find"], "give either a WORKLOAD or --tuned"),
     (["lr-find", "workloads:plain", "--tuned"], "give either a WORKLOAD or --tuned"),
     (["lr-find", "workloads:plain", "--optimizer", "lion"], "--optimizer: given 'lion'"),
-    (["lr-find", "workloads:plain", "--from", "1", "--to", "0.1"], "--from: given 1; allowed: less than --to"),
+    (["lr-find", "workloads:plain", "--from", "1", "--to", "0.1"], "--from: given 1; allowed: less than"),
     (["lr-find", "workloads:plain", "--steps", "1"], "--steps: given '1'; allowed: an integer ≥ 2"),
 ])  # fmt: skip
 def test_bad_options_get_one_line(
@@ -205,8 +205,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [folder / "flagged.html", folder / "plain.html", folder / "lr.html"]
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_pages_draw_without_errors_and_fit_a_phone(pages: list[Path], width: int) -> None:
+def test_pages_draw_without_errors_and_fit_a_phone(pages: list[Path]) -> None:
     sync_api = pytest.importorskip("playwright.sync_api")
     chromium = shutil.which("chromium")
     if chromium is None:
@@ -217,7 +216,7 @@ def test_pages_draw_without_errors_and_fit_a_phone(pages: list[Path], width: int
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         )
         for path, charts in zip(pages, (3 + 4, 3 + 4, 1), strict=True):
-            page = browser.new_page(viewport={"width": width, "height": 800})
+            page = browser.new_page(viewport={"width": 390, "height": 800})
             troubles: list[str] = []
             page.on("console", lambda message, to=troubles: to.append(message.text))
             page.on("pageerror", lambda error, to=troubles: to.append(str(error)))
@@ -225,7 +224,7 @@ def test_pages_draw_without_errors_and_fit_a_phone(pages: list[Path], width: int
             page.wait_for_selector(".js-plotly-plot")
             drawn = page.locator(".js-plotly-plot .main-svg .scatterlayer").count()
             assert drawn == charts - (0 if importlib.util.find_spec("adam_mini") or charts == 1 else 1)
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390
             assert not troubles
             page.close()
         browser.close()

@@ -93,7 +93,7 @@ class Measurement:
         """What is worth knowing about a block, in a word or two each."""
         flags = []
         if not block.latched:
-            flags.append("unlatched: " + ("zero gradient" if block.moments.finite else "NaN or Inf"))
+            flags.append(f"unlatched ({'zero gradient' if block.moments.finite else 'NaN or Inf'})")
         if block.degenerate:
             flags.append("σ = 0" if block.sigma == 0.0 else "σ ≈ 0")
         if block is self.dominant:

@@ -87,7 +87,7 @@ def _sentences(first: Measurement, lr: float) -> list[str]:
             flagged.setdefault(flag, []).append(block.name)
     for flag, names in flagged.items():
         shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        said.append(f"{flag[0].upper()}{flag[1:]}: {shown}.")
+        said.append(f"Flagged as {flag}: {shown}.")
     return said
 
 

@@ -50,8 +50,8 @@ def add_shared(parser: argparse.ArgumentParser, *, optional: bool = False) -> No
 
 def checked(args: argparse.Namespace) -> Shared:
     """The shared options; CommandError names one that is not allowed."""
-    if args.html is not None and not args.html.parent.is_dir():
-        raise CommandError(f"--html: given {args.html}; the folder {args.html.parent} does not exist")
+    if args.html is not None and (args.html.is_dir() or not args.html.parent.is_dir()):
+        raise CommandError(f"--html: given {args.html}; allowed: a file in a folder that exists")
     return Shared(
         seed=arguments.integer("--seed", args.seed, least=0),
         clip=None if args.clip is None else arguments.learning_rate("--clip", args.clip),
@@ -119,7 +119,8 @@ def print_table(
 def progress() -> Iterator[Callable[[str, int, float], None]]:
     """A line on the terminal that says where a training is: call it with (what, step, loss)."""
     columns = (TextColumn("{task.description}"), TextColumn("step {task.completed}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
         lines: dict[str, Any] = {}
 
         def watch(what: str, step: int, loss: float) -> None:

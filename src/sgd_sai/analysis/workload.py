@@ -152,19 +152,18 @@ class _Batches:
 
     def __call__(self, step: int) -> Any:
         while len(self._kept) <= step:
-            with _told(f"{self._name}: its batches"):
-                self._kept.append(self._next())
+            with _told(f"{self._name}: making a batch"):
+                batch = next(self._iterator, self)  # self: at its end
+                if batch is self:
+                    self._iterator = iter(self._batches)
+                    batch = next(self._iterator, self)
+            if batch is self:
+                raise ValueError(
+                    f"{self._name}: its batches ended after {len(self._kept)}; give a list or a DataLoader, "
+                    "or fewer --steps"
+                )
+            self._kept.append(batch)
         return self._kept[step]
-
-    def _next(self) -> Any:
-        nothing = object()
-        batch = next(self._iterator, nothing)
-        if batch is nothing:
-            self._iterator = iter(self._batches)
-            batch = next(self._iterator, nothing)
-        if batch is nothing:
-            raise ValueError(f"ended after {len(self._kept)}; give a list or a DataLoader, or fewer --steps")
-        return batch
 
 
 class _told:
