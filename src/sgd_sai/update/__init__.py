@@ -52,18 +52,10 @@ def update(
             params, grads, momenta, scales, lr=lr, **options, rounding=rounding, compensations=compensations
         )
         return
-    for places in _by_device_type(params):
-        way = _choose(params[places[0]], group, compiling)
+    for of_device in _by_device_type(params, grads, momenta, scales):
+        way = _choose(of_device[0][0], group, compiling)
         more = {**amp, "cache": cache} if way is triton.update else {}
-        way(
-            [params[i] for i in places],
-            [grads[i] for i in places],
-            [momenta[i] for i in places],
-            [scales[i] for i in places],
-            lr=lr,
-            **options,
-            **more,
-        )
+        way(*of_device, lr=lr, **options, **more)
 
 
 def _choose(param: Tensor, group: Group, compiling: bool) -> Update:
@@ -92,11 +84,10 @@ def unscales(param: Tensor, group: Group) -> bool:
     return triton.available(param.device) and _choose(param, group, False) is triton.update
 
 
-def _by_device_type(params: Sequence[Tensor]) -> list[list[int]]:
-    """The places of the tensors of each kind of device."""
-    if all(param.is_cpu for param in params):
-        return [list(range(len(params)))] if params else []
-    places: dict[str, list[int]] = {}
-    for place, param in enumerate(params):
-        places.setdefault(param.device.type, []).append(place)
-    return list(places.values())
+def _by_device_type(params: Sequence[Tensor], *others: Sequence[Any]) -> list[tuple[Sequence[Any], ...]]:
+    """The lists as they are if all parameters are on one kind of device, else a set of lists for each."""
+    types = [param.device.type for param in params]
+    if len(set(types)) == 1:
+        return [(params, *others)]
+    places = {kind: [i for i, of in enumerate(types) if of == kind] for kind in dict.fromkeys(types)}
+    return [tuple([whole[i] for i in of] for whole in (params, *others)) for of in places.values()]

@@ -12,9 +12,9 @@ from torch import Tensor
 def same_order(*tensors: Tensor | None) -> bool:
     """True if all lie in memory without gaps and in one order: element i of one is that of all."""
     given = [tensor for tensor in tensors if tensor is not None]
+    if all(tensor.is_contiguous() for tensor in given):
+        return True
     first = given[0]
-    if first.is_contiguous():
-        return all(tensor.is_contiguous() for tensor in given)
     dense = any(
         first.is_contiguous(memory_format=order)
         for order, dim in ((torch.channels_last, 4), (torch.channels_last_3d, 5))
