@@ -1,4 +1,4 @@
-"""Writes the README's tables from records: `python docs/tables.py`; `--check` says whether they are right."""
+"""Writes tables of README and docs from records: `python docs/tables.py`; `--check` compares."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sgd_sai.lab.records import read_runs
 from sgd_sai.lab.summary import by_task
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "speed.md")
 DEMO = ROOT / "docs" / "records" / "demo"
 SPEED = ROOT / "benchmarks" / "results" / "speed"
 
@@ -71,6 +71,27 @@ Medians of interleaved rounds on {first["machine"]["cores"]} cores of {first["ma
 step must move. On a GPU: not measured."""
 
 
+def times() -> str:
+    """Every record of `make bench`, contender by contender."""
+    parts = []
+    for file in sorted(SPEED.glob("*.json")):
+        record = json.loads(file.read_text())
+        rows = [["one step", "ms", "quartiles", "× floor", "× SGD (fused)"]]
+        for row in sorted(record["rows"].values(), key=lambda row: row["ms"]):
+            low, high = row["ms_quartiles"]
+            ratios = [f"{row['times_floor']:.2f}", f"{row['times_sgd_fused']:.2f}"]
+            rows.append([row["label"], f"{row['ms']:.2f}", f"{low:.2f} – {high:.2f}", *ratios])
+        rows += [[absent["label"], absent["why"], "", "", ""] for absent in record["absent"].values()]
+        title = f"{record['model']}: {record['parameters']:,} parameters, {record['tensors']} tensors"
+        plural = "s" if record["threads"] > 1 else ""
+        parts.append(
+            f"### {title}, {record['dtype']}, {record['threads']} thread{plural}\n\n{table(*rows)}\n\n"
+            f"Floor {record['floor_ms']:.2f} ms. {record['rounds']} rounds, "
+            f"{record['machine']['processor']}, torch {record['versions']['torch']}, {record['date'][:10]}: `{record['command']}`"
+        )
+    return "\n\n".join(parts) or "Not measured yet; `make bench` does."
+
+
 def learning_rates() -> str:
     """The tuned learning rates that come with the package."""
     entries = tuned.read(tuned.OWN)
@@ -80,25 +101,29 @@ def learning_rates() -> str:
     return table(*rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"demo": demo, "speed": speed, "lr": learning_rates}
+TABLES: dict[str, Callable[[], str]] = {
+    "demo": demo,
+    "speed": speed,
+    "lr": learning_rates,
+    "times": times,
+}
 
 
 def written(text: str) -> str:
     """`text` with what stands between the markers of each table made anew."""
     for name, make in TABLES.items():
         between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not between.search(text):
-            raise ValueError(f"README.md: has no markers for the table {name!r}")
-        content = make()
-        text = between.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
+        if between.search(text):
+            content = make()
+            text = between.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
     return text
 
 
 if __name__ == "__main__":
-    old = README.read_text("utf-8")
-    new = written(old)
-    if "--check" in sys.argv:
-        sys.exit(
-            old != new and "README.md: its tables are not those of the records; run python docs/tables.py"
-        )
-    README.write_text(new, "utf-8")
+    for page in PAGES:
+        old = page.read_text("utf-8")
+        new = written(old)
+        if "--check" not in sys.argv:
+            page.write_text(new, "utf-8")
+        elif old != new:
+            sys.exit(f"{page.name}: its tables are not those of the records; run python docs/tables.py")

@@ -98,6 +98,19 @@ def test_tensor_lr_is_read_at_every_step(way: str) -> None:
     torch.testing.assert_close(b, a)
 
 
+@pytest.mark.parametrize("way", ["for-loop", "foreach", "default"])
+def test_a_tensor_lr_of_few_bits_keeps_the_decay_exact(way: str) -> None:
+    """1 − λη in bfloat16 would be 1."""
+    p, q = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    lr = torch.tensor(0.01, dtype=torch.bfloat16)
+    one = SGDSaI([p], lr=lr, weight_decay=0.1, **WAYS[way])
+    two = SGDSaI([q], lr=lr.item(), weight_decay=0.1)
+    for each, of in ((one, p), (two, q)):
+        of.grad = torch.ones(3)
+        each.step()
+    torch.testing.assert_close(p, q)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_groups_of_mixed_dtypes_and_missing_zero_and_empty_gradients(way: str) -> None:
     def run(of_way: str) -> list[torch.Tensor]:

@@ -45,6 +45,8 @@ def update(
         compiling: True while torch.compile traces the step.
         amp, cache: for `triton.update`: what a GradScaler hands over, and where its tables are kept.
     """
+    if isinstance(lr, Tensor) and lr.dtype.itemsize == 2:
+        lr = lr.float()  # or 1 − λη would be rounded to its few bits
     options = {name: group[name] for name in ("momentum", "weight_decay", "maximize")}
     if group["state_dtype"] == "8bit" or group["rounding"] != "nearest":
         rounding = group["rounding"]
