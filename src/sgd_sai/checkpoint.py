@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sgd_sai import precision
+from sgd_sai.distributed import laid_out_as
 from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.options import RULES, Group, is_given, name_of
 
@@ -42,11 +43,11 @@ class _Packed:
 
 
 def unpack(state: MutableMapping[Tensor, dict[str, Any]]) -> None:
-    """Put packed tensors back, on their parameter's device and in their own dtype."""
+    """Put packed tensors back, on their parameter's device or devices and in their own dtype."""
     for param, entries in state.items():
         for key, value in entries.items():
             if isinstance(value, _Packed):
-                entries[key] = value.tensor.to(param.device)
+                entries[key] = laid_out_as(value.tensor, param).to(param.device)
 
 
 def fitted(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:

@@ -262,8 +262,30 @@ class SGDSaI(Optimizer):
         self._freeze(waiting, moments)
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch.optim's, tensors and plain values only: a callable scale rule is saved as its name."""
+        """As torch.optim's, tensors and plain values only: a callable scale rule is saved as its name.
+
+        After the first step it has every trainable parameter, also one that met no gradient yet: distributed
+        checkpoints load what was saved, key by key.
+        """
+        if self.state:
+            self._complete_state()
         return checkpoint.portable(super().state_dict())
+
+    def _complete_state(self) -> None:
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.requires_grad and param not in self.state:
+                    self._create_state(param, group)
+
+    def _create_state(self, param: Tensor, group: Group) -> None:
+        """State of an unlatched parameter."""
+        keys = gsnr_keys(group["split"])
+        state = self.state[param]
+        state.update(dict.fromkeys(keys, UNLATCHED))
+        if group["momentum"] != 0:
+            precision.create_momentum(state, param, group["state_dtype"], len(keys))
+        if group["rounding"] == "kahan" and param.dtype.itemsize == 2:
+            state["compensation"] = torch.zeros_like(param)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue bit for bit from `state_dict`, whatever the parameters' dtype.
@@ -318,8 +340,8 @@ class SGDSaI(Optimizer):
                 )
             grad = laid_out_as(grad, param)
             state = self.state[param]
-            for key in keys:
-                state.setdefault(key, UNLATCHED)
+            if not state:
+                self._create_state(param, group)
             if group["momentum"] != 0 and "momentum_buffer" not in state:
                 precision.create_momentum(state, param, group["state_dtype"], len(keys))
                 if state[keys[0]] != UNLATCHED:  # measured in an earlier step, or momentum was 0 until now
