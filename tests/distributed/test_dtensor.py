@@ -173,14 +173,18 @@ LAYOUTS: dict[str, Any] = {
     "shards of shards": (MESH_2D, (5, 7), [Shard(0), Shard(1)], [Shard(0), Shard(1)]),
     "summed and cut": (MESH_2D, (5, 7), [Shard(0), Shard(1)], [Partial(), Shard(1)]),
 }
+
+
+def one_element_is(value: float, gradient: torch.Tensor) -> torch.Tensor:
+    return gradient.flatten().index_fill(0, torch.tensor(0), value).view_as(gradient)
+
+
 #: What the gradient of a layout is, step by step.
 KINDS = {
     "ordinary": lambda g, step: g,
     "zero at first": lambda g, step: g * (step > 0),
-    "zero on most ranks": lambda g, step: torch.cat((g.flatten()[:1], 0 * g.flatten()[1:])).view_as(g),
-    "NaN on one rank at first": lambda g, step: (
-        g.flatten().index_fill(0, torch.tensor(0), torch.nan).view_as(g) if step == 0 else g
-    ),
+    "zero on most ranks": lambda g, step: one_element_is(step + 1.0, torch.zeros_like(g)),
+    "NaN on one rank at first": lambda g, step: one_element_is(torch.nan, g) if step == 0 else g,
 }
 
 
@@ -197,7 +201,7 @@ class DTensorOps(TorchDispatchMode):
 def spread(tensor: torch.Tensor, mesh: DeviceMesh, placements: list[Any]) -> DTensor:
     """The DTensor of a tensor that every rank has; a partial one has all of it on the last rank."""
     partial = [placed.is_partial() for placed in placements]
-    start = [Replicate() if is_partial else placed for placed, is_partial in zip(placements, partial)]
+    start = [Replicate() if placed.is_partial() else placed for placed in placements]
     spread = distribute_tensor(tensor, mesh, start)
     last = all(mesh.get_local_rank(dim) == mesh.size(dim) - 1 for dim in range(mesh.ndim) if partial[dim])
     return DTensor.from_local(

@@ -112,11 +112,11 @@ def outcome(model: nn.Module, optimizer: SGDSaI) -> dict[str, Any]:
     }
 
 
-def one_process(gain: tuple[int, ...] = (1,), **options: Any) -> dict[str, Any]:
+def one_process(gain: tuple[int, ...] = (1,), steps: int = STEPS, **options: Any) -> dict[str, Any]:
     """The truth: the same training in one process."""
     model = Tiny(gain)
     optimizer = SGDSaI(model.parameters(), **{**OPTIONS, **options})
-    train(model, optimizer)
+    train(model, optimizer, range(steps))
     return outcome(model, optimizer)
 
 
