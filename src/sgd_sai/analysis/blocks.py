@@ -57,9 +57,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The blocks of a model at one gradient, in the order of its parameters."""
+    """The blocks of a model at one gradient, in the order of its parameters; `eps` as of `SGDSaI`."""
 
     blocks: list[Block]
+    eps: float
 
     @cached_property
     def latched(self) -> list[Block]:
@@ -96,6 +97,8 @@ class Measurement:
             flags.append(f"unlatched ({'zero gradient' if block.moments.finite else 'NaN or Inf'})")
         if block.degenerate:
             flags.append("σ = 0" if block.sigma == 0.0 else "σ ≈ 0")
+        if block.latched and block.sigma < self.eps and not block.degenerate:
+            flags.append("σ < ε")  # G_snr is small because ε is in it: as of keys' biases, which do nothing
         if block is self.dominant:
             flags.append("dominates the max")
         return flags
@@ -132,7 +135,7 @@ def measure_blocks(
         raise ValueError(
             f"gradients: none of the model's {len(blocks)} trainable parameters has a finite, non-zero one"
         )
-    return Measurement(blocks)
+    return Measurement(blocks, eps)
 
 
 def _adam_rms(grad: Tensor, eps: float) -> float:

@@ -19,6 +19,8 @@ KINDS: dict[str, Colours] = {
     "scalar": ("#636c76", "#9aa3ad"),
 }
 
+_DEPTH = 1e-5  # of the largest update: what is smaller is noise, and would leave no room for the rest
+
 
 def build(record: dict[str, Any]) -> str:
     """The page about a record."""
@@ -61,7 +63,7 @@ def _first(record: dict[str, Any]) -> Section:
         for name, colours in _kinds(record).items()
     ]
     places = list(range(1, len(latched) + 1))
-    updates = [
+    updates: list[dict[str, Any]] = [
         {
             "x": places,
             "y": [row[key] or None for row in latched],
@@ -76,6 +78,9 @@ def _first(record: dict[str, Any]) -> Section:
             ("sgd-sai", "sgd_sai_update", "circle", "SGD-SaI"),
         )
     ]
+    sizes = [size for line in updates for size in line["y"] if size]
+    highest = max(sizes)
+    lowest = max(min(sizes), _DEPTH * highest)
     return Section(
         "The first gradient",
         "G_snr = √d · √(1 + ḡ²/σ²): a block lies on the dotted line where its mean gradient is small against "
@@ -87,9 +92,14 @@ def _first(record: dict[str, Any]) -> Section:
                 "updates",
                 "RMS of the first update",
                 Axis("block, in the order of the model"),
-                Axis(log=True),
+                Axis(log=True, range=[math.log10(lowest) - 0.2, math.log10(highest) + 0.2]),
                 updates,
-                "orange: SGD-SaI; blue: AdamW",
+                "orange: SGD-SaI; blue: AdamW"
+                + (
+                    f"; {hidden} below the picture"
+                    if (hidden := sum(size < lowest for size in sizes))
+                    else ""
+                ),
             ),
         ],
         legend=_kinds(record),
@@ -128,7 +138,8 @@ def _gains(record: dict[str, Any]) -> Section:
     return Section(
         "Local gain over time",
         "RMS of the update over RMS of the gradient, block by block, while each optimizer trains from the "
-        "same weights on the same batches. SGD has one rate for all blocks, SGD-SaI one for each, fixed; "
+        "same weights on the same batches, at the lr at which all first updates are equally large (SGD-SaI: "
+        "normalize='rms'). SGD has one rate for all blocks, SGD-SaI one for each, fixed; "
         "Adam's and Adam-mini's follow the gradient. What moves within SGD and SGD-SaI is the momentum.",
         charts=[
             Chart(

@@ -66,8 +66,8 @@ def _sentences(first: Measurement, lr: float) -> list[str]:
     """What the first gradient says."""
     latched = first.latched
     off = {block.name: block.gsnr / math.sqrt(block.moments.n) for block in latched}
-    near = sum(ratio <= 1.01 for ratio in off.values())
-    farthest = max(off, key=lambda name: off[name])
+    near = sum(abs(ratio - 1) <= 0.01 for ratio in off.values())
+    farthest = max(off, key=lambda name: abs(math.log(off[name])))
     by_block = [lr * first.block_lr_ratio(block, True) for block in latched]
     said = [
         f"{len(first.blocks)} blocks, {sum(block.moments.n for block in first.blocks):,} elements; the "
@@ -105,7 +105,7 @@ def training_sentences(traces: dict[str, Trace]) -> list[str]:
         widest = max(spans, key=lambda name: spans[name])
         said.append(
             f"Over {trace.steps[-1]} steps of SGD-SaI, a block's largest G_snr is "
-            f"{median(spans.values()):.3g} times its smallest in the median, {spans[widest]:.3g} times "
+            f"{median(spans.values()):.3f} times its smallest in the median, {spans[widest]:.3g} times "
             f"at most ({widest})."
         )
     return said

@@ -106,12 +106,13 @@ def print_table(
     console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str]
 ) -> None:
     """A table; `words` are the columns that hold no numbers."""
-    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table = Table(header_style="bold", box=None, pad_edge=False)
     for column in columns:
         word = column in words
         table.add_column(column, justify="left" if word else "right", no_wrap=True, overflow="ellipsis")
     for row in rows:
         table.add_row(*row)
+    console.print(title, style="italic", highlight=False)
     console.print(table)
 
 

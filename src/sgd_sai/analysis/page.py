@@ -84,7 +84,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, words: Seque
         + "</tr>"
         for row in rows
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return (
+        f"<details open><summary>{len(rows)} rows</summary>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></details>"
+    )
 
 
 def _data(chart: Chart) -> dict[str, Any]:
@@ -106,10 +109,10 @@ def _section(section: Section) -> str:
         + f'</figcaption><div class="chart" id="{chart.id}"></div></figure>'
         for chart in section.charts
     )
-    single = " single" if len(section.charts) == 1 else ""
+    number = {1: " single", 4: " four"}.get(len(section.charts), "")
     return (
         f'<section><h2>{escape(section.title)}</h2><p class="about">{escape(section.text)}</p>'
         + (f'<p class="legend">{legend}</p>' if legend else "")
-        + (f'<div class="charts{single}">{charts}</div>' if charts else "")
+        + (f'<div class="charts{number}">{charts}</div>' if charts else "")
         + f"{section.html}</section>"
     )

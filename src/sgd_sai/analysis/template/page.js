@@ -20,9 +20,22 @@ function trace(line) {
   };
 }
 
-function axis(given) {
+// Powers of ten over many decades, else 1, 2, 5.
+function logTicks(values) {
+  const known = values.filter((value) => value > 0);
+  const [low, high] = [known.reduce((a, b) => Math.min(a, b)), known.reduce((a, b) => Math.max(a, b))];
+  const decades = Math.log10(high / low);
+  if (decades > 2) return { dtick: Math.ceil(decades / 5), exponentformat: "power" };
+  const tickvals = [];
+  for (let power = Math.floor(Math.log10(low)) - 1; power <= Math.log10(high) + 1; power++) {
+    for (const digit of [1, 2, 5]) tickvals.push(Number(`${digit}e${power}`));
+  }
+  return { tickvals, ticktext: tickvals.map((value) => value.toPrecision(1).replace(/e\+(.*)/, (_, n) => "0".repeat(n))) };
+}
+
+function axis(given, values) {
   const style = { gridcolor: colour("--rule"), linecolor: colour("--rule"), zeroline: false, fixedrange: true };
-  const log = given.log ? { type: "log", exponentformat: "power", dtick: given.dtick, nticks: 6 } : {};
+  const log = given.log ? { type: "log", ...logTicks(given.range?.map((power) => 10 ** power) ?? values) } : {};
   const title = given.title ? { text: given.title, standoff: 8 } : undefined;
   return { ...style, ...log, title, range: given.range, automargin: true };
 }
@@ -30,8 +43,8 @@ function axis(given) {
 function draw() {
   for (const chart of charts) {
     const layout = {
-      xaxis: { ...axis(chart.x), showgrid: false, showline: true },
-      yaxis: axis(chart.y),
+      xaxis: { ...axis(chart.x, chart.lines.flatMap((line) => line.x)), showgrid: false, showline: true },
+      yaxis: axis(chart.y, chart.lines.flatMap((line) => line.y)),
       margin: { l: 8, r: 12, t: 10, b: 44 },
       font: { family: "system-ui, sans-serif", size: 12, color: colour("--soft") },
       hoverlabel: { bgcolor: colour("--panel"), font: { color: colour("--ink") }, align: "left" },
@@ -45,5 +58,6 @@ function draw() {
   }
 }
 
+document.querySelectorAll("details").forEach((part) => (part.open = innerWidth > 768));
 dark.addEventListener("change", draw);
 draw();
