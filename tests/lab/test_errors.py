@@ -26,7 +26,7 @@ def rejected(arguments, capsys):
     ("arguments", "names"),
     [
         (["--task", "bert"], ["--task", "'bert'", "gpt, vit, cnn"]),
-        (["--optimizer", "adam"], ["--optimizer", "'adam'", "sgd-sai, adamw, sgd"]),
+        (["--optimizer", "adamx"], ["--optimizer", "'adamx'", "sgd-sai, adamw, sgd"]),
         (["--seeds", "0,x"], ["--seeds", "'x'", "integer"]),
         (["--seeds", "-1"], ["--seeds", "'-1'"]),
         (["--steps", "0"], ["--steps", "'0'"]),

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from sgd_sai.cli import main
-from sgd_sai.lab.optimizers import OPTIMIZERS
+from sgd_sai.lab.optimizers import DEFAULT
 from sgd_sai.lab.records import METRICS, RUN, read_runs
 from sgd_sai.lab.summary import by_task, sentences
 
@@ -28,7 +28,7 @@ def test_it_is_rebuilt_from_the_records_alone(runs, tmp_path):
 
 def test_the_table_says_what_the_records_say(runs):
     (task,) = by_task(read_runs([runs]))
-    assert [row.optimizer for row in task.rows] == list(OPTIMIZERS)
+    assert [row.optimizer for row in task.rows] == list(DEFAULT)
     text = (runs / "report.html").read_text()
     for row in task.rows:
         results = [run.record.result for run in row.runs]

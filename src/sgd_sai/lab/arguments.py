@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from sgd_sai.cli import CommandError
-from sgd_sai.lab.optimizers import OPTIMIZERS
+from sgd_sai.lab.optimizers import DEFAULT, OPTIMIZERS, check_installed
 from sgd_sai.lab.runner import load
 from sgd_sai.lab.tasks import TASKS
 
@@ -25,9 +25,9 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--optimizer",
-        default="all",
+        default=",".join(DEFAULT),
         metavar="NAMES",
-        help=f"{', '.join(OPTIMIZERS)}, likewise (default: all)",
+        help=f"{', '.join(OPTIMIZERS)}, likewise (default: {', '.join(DEFAULT)})",
     )
     parser.add_argument("--steps", metavar="N", help="steps of each run (default: the task's own)")
     parser.add_argument("--data", metavar="PATH", type=Path, help="for gpt: a text file or a folder of them")
@@ -48,6 +48,16 @@ def names(option: str, given: str, known: Iterable[str]) -> list[str]:
         if name not in known:
             raise CommandError(f"{option}: given {name!r}; allowed: {', '.join(known)}, or all")
     return list(dict.fromkeys(asked))
+
+
+def optimizers(given: str) -> list[str]:
+    """The optimizers that are asked for, all of them installed."""
+    asked = names("--optimizer", given, OPTIMIZERS)
+    try:
+        check_installed(asked)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    return asked
 
 
 def integers(option: str, given: str) -> list[int]:

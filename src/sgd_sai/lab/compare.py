@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> tuple[list[Plan], Path]:
     """The runs and their folder. Every input is checked before anything is written."""
     tasks = arguments.names("--task", args.task, TASKS)
-    optimizers = arguments.names("--optimizer", args.optimizer, OPTIMIZERS)
+    optimizers = arguments.optimizers(args.optimizer)
     seeds = arguments.integers("--seeds", args.seeds)
     steps = None if args.steps is None else arguments.integer("--steps", args.steps, least=1)
     threads = arguments.threads(args.threads)
@@ -79,6 +79,7 @@ def _plan(args: argparse.Namespace) -> tuple[list[Plan], Path]:
 
 
 def _tuned(entries: dict[str, dict[str, Any]], task: str, optimizer: str) -> tuple[float, dict[str, Any]]:
+    optimizer = OPTIMIZERS[optimizer].tuned_as or optimizer
     try:
         entry = entries[task][optimizer]
     except KeyError:

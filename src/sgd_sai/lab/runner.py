@@ -35,11 +35,13 @@ DIVERGED = 100.0  # nats of training loss; guessing costs ln(classes), 5.5 for b
 Watcher = Callable[[int, float, float], None]
 
 
-def schedule(step: int, steps: int) -> float:
-    """What multiplies the learning rate at `step` = 0, 1, …: linear warm-up, then a cosine down to 0."""
+def schedule(step: int, steps: int, constant: bool = False) -> float:
+    """What multiplies lr at `step` = 0, 1, …: linear warm-up, then a cosine down to 0, or 1 if `constant`."""
     warm_up = max(1, round(WARM_UP * steps))
     if step < warm_up:
         return (step + 1) / warm_up
+    if constant:
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
@@ -188,14 +190,16 @@ class _Running:
             if self.step % CHECKPOINT_EVERY == 0 or last:
                 self._save()
         if not held_out:  # it was killed between its last checkpoint and its record
-            held_out = self.problem.evaluate(self.model)
+            with optimizers.evaluated_weights(self.optimizer):
+                held_out = self.problem.evaluate(self.model)
         return self._result(**held_out), "finished"
 
     def _train_one(self) -> float:
         """One training step; its loss."""
         begun = time.perf_counter()
+        constant = optimizers.OPTIMIZERS[self.config.optimizer].constant
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * schedule(self.step, self.config.steps)
+            group["lr"] = self.config.lr * schedule(self.step, self.config.steps, constant)
         loss = self.problem.loss(self.model, self.problem.batch(self.config.seed, self.step))
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -221,7 +225,8 @@ class _Running:
         self._append(line)
 
     def _evaluate(self) -> dict[str, float]:
-        held_out = self.problem.evaluate(self.model)
+        with optimizers.evaluated_weights(self.optimizer):
+            held_out = self.problem.evaluate(self.model)
         if math.isfinite(held_out["val_loss"]):
             self._append(held_out)
         return held_out

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Tune and enter the results; 0."""
     tasks = arguments.names("--task", args.task, TASKS)
-    optimizers = arguments.names("--optimizer", args.optimizer, OPTIMIZERS)
+    optimizers = arguments.optimizers(args.optimizer)
     steps = None if args.steps is None else arguments.integer("--steps", args.steps, least=1)
     threads = arguments.threads(args.threads)
     out = arguments.folder(
