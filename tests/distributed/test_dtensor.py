@@ -12,6 +12,7 @@ from tiny import (
     LATE,
     OPTIONS,
     STEPS,
+    Counting,
     Tiny,
     assert_same_outcome,
     one_process,
@@ -60,19 +61,6 @@ def tensor_parallel(model: Tiny, mesh: DeviceMesh) -> Tiny:
     model.head.weight = model.embedding.weight
     model.gain = nn.Parameter(distribute_tensor(model.gain.detach(), mesh, [Replicate()]))
     return model
-
-
-class Counting:
-    """An optimizer that notes the collectives of each of its steps."""
-
-    def __init__(self, optimizer: SGDSaI) -> None:
-        self.optimizer, self.collectives = optimizer, []
-        self.zero_grad = optimizer.zero_grad
-
-    def step(self) -> None:
-        with CommDebugMode() as collectives:
-            self.optimizer.step()
-        self.collectives.append(collectives.get_total_counts())
 
 
 def share_of(data: DeviceMesh) -> slice:

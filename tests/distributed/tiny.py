@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor.debug import CommDebugMode
 
 from sgd_sai import SGDSaI
 
@@ -91,6 +92,19 @@ def quiet_step(optimizer: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         optimizer.step()
+
+
+class Counting:
+    """An optimizer that notes the collectives of each of its steps."""
+
+    def __init__(self, optimizer: SGDSaI) -> None:
+        self.optimizer, self.collectives = optimizer, []
+        self.zero_grad = optimizer.zero_grad
+
+    def step(self) -> None:
+        with CommDebugMode() as collectives:
+            self.optimizer.step()
+        self.collectives.append(collectives.get_total_counts())
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -1,0 +1,249 @@
+"""Ranks that own different parameters: pipeline and expert parallelism, ZeroRedundancyOptimizer."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from tiny import (
+    BATCH,
+    OPTIONS,
+    Counting,
+    Tiny,
+    assert_same_outcome,
+    one_process,
+    outcome,
+    quiet_step,
+    train,
+    whole,
+)
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.nn.parallel import DistributedDataParallel
+from world import world
+
+from sgd_sai import UNLATCHED, SGDSaI
+
+SHAPES = [(30, 20), (5,), (8, 8), (), (3, 4), (16, 2)]
+RANKS = 2
+
+
+def parameters() -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
+
+
+def gradients(step: int) -> list[torch.Tensor | None]:
+    """Of all parameters; block 4 is an expert that no token chooses before step 3."""
+    generator = torch.Generator().manual_seed(100 + step)
+    grads: list[torch.Tensor | None] = [torch.randn(shape, generator=generator) for shape in SHAPES]
+    if step < 3:
+        grads[4] = None
+    return grads
+
+
+def step_all(optimizer: Any, params: list[nn.Parameter], grads: list[torch.Tensor | None]) -> None:
+    for param, gradient in zip(params, grads, strict=True):
+        param.grad = gradient
+    quiet_step(optimizer)
+
+
+def own(every: list[Any]) -> list[Any]:
+    """This rank's stage; the second has the largest block's g-SNR only from the first."""
+    return every[: len(SHAPES) // 2] if dist.get_rank() == 0 else every[len(SHAPES) // 2 :]
+
+
+def stages(options: dict[str, Any], idle: int) -> None:
+    """The second stage has no gradient in the first `idle` steps."""
+    together, apart = parameters(), own(parameters())
+    truth = SGDSaI(together, lr=0.1, **options)
+    optimizer = SGDSaI(apart, lr=0.1, process_group=dist.group.WORLD, **options)
+    collectives = []
+    for step in range(6):
+        grads = gradients(step)
+        if step < idle:
+            grads[len(SHAPES) // 2 :] = [None] * (len(SHAPES) - len(SHAPES) // 2)
+        step_all(truth, together, grads)
+        with CommDebugMode() as comm:
+            step_all(optimizer, apart, own(grads))
+        collectives.append(comm.get_total_counts())
+        for key in ("gsnr_max", "gsnr_rms"):
+            assert optimizer.param_groups[0][key] == pytest.approx(truth.param_groups[0][key], rel=1e-12)
+    assert collectives == [1, 0, 0, 0, 0, 0]
+    for p, q in zip(own(together), apart, strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def the_maximum_is_everyones() -> None:
+    for options in ({}, {"normalize": "rms"}, {"scale": "sqrt_d"}, {"momentum": 0.0}):
+        stages(options, idle=0)
+    stages({}, idle=1)
+    stages({}, idle=2)
+
+
+def nobody_has_a_gradient() -> None:
+    """Each step asks again until somebody has latched: zeros, NaNs and empty stages hang nobody."""
+    params = own(parameters())
+    optimizer = SGDSaI(params, lr=0.1, process_group=dist.group.WORLD)
+    collectives = []
+    for step in range(6):
+        grads = own(gradients(step))
+        if step < 1:
+            grads = [None] * len(grads)
+        elif step < 2:
+            grads = [None if g is None else torch.zeros_like(g) for g in grads]
+        elif step < 3 or dist.get_rank() == 0:
+            grads = [None if g is None else torch.full_like(g, math.nan) for g in grads]
+        with CommDebugMode() as comm:
+            step_all(optimizer, params, grads)
+        collectives.append(comm.get_total_counts())
+    assert collectives == [1, 1, 1, 1, 0, 0]
+    latched = {optimizer.state[p]["gsnr"] != UNLATCHED for p in params}
+    assert latched == {dist.get_rank() == 1}
+    assert optimizer.param_groups[0]["gsnr_max"] > 0
+
+
+def a_rank_without_parameters() -> None:
+    params = parameters() if dist.get_rank() == 1 else []
+    optimizer = SGDSaI([{"params": params}], lr=0.1, process_group=dist.group.WORLD)
+    step_all(optimizer, params, gradients(0) if params else [])
+    assert optimizer.param_groups[0]["gsnr_max"] > 20
+
+
+def copies() -> None:
+    """The group is no state: a copy and a loaded state keep what was found, not whom to ask."""
+    params = own(parameters())
+    optimizer = SGDSaI(params, lr=0.1, process_group=dist.group.WORLD)
+    assert copy.deepcopy(optimizer).process_group is None
+    assert pickle.loads(pickle.dumps(optimizer)).process_group is None
+    step_all(optimizer, params, own(gradients(0)))
+    assert optimizer.process_group is dist.group.WORLD
+    other = SGDSaI(params, process_group=dist.group.WORLD)
+    other.load_state_dict(optimizer.state_dict())
+    assert other.process_group is dist.group.WORLD
+    assert other.param_groups[0]["gsnr_max"] == optimizer.param_groups[0]["gsnr_max"]
+    with CommDebugMode() as comm:
+        step_all(other, params, own(gradients(1)))
+    assert comm.get_total_counts() == 0
+
+
+def bad_input() -> None:
+    params = parameters()
+    with pytest.raises(TypeError, match="process_group: given 'all'; allowed: None or a"):
+        SGDSaI(params, process_group="all")
+    alone = dist.new_group([0])
+    if dist.get_rank() == 0:
+        SGDSaI(params, process_group=alone)
+    else:
+        with pytest.raises(ValueError, match="process_group: this rank is not a member of it"):
+            SGDSaI(params, process_group=alone)
+    each = [dist.new_group([rank]) for rank in range(RANKS)][dist.get_rank()]
+    mesh = init_device_mesh("cpu", (RANKS,))
+    spread = nn.Parameter(distribute_tensor(torch.randn(4, 2), mesh, [Shard(0)]))
+    missing = 1 - dist.get_rank()
+    with pytest.raises(ValueError, match=rf"process_group: has the ranks .* lies on \[{missing}\] too"):
+        SGDSaI([("w", spread)], process_group=each)
+    with pytest.raises(ValueError, match="state_dtype: given '8bit' for parameter 'w', a DTensor"):
+        SGDSaI([("w", spread)], state_dtype="8bit")
+    with pytest.raises(ValueError, match="differentiable: given True for parameter 'w', a DTensor"):
+        SGDSaI([("w", spread)], differentiable=True)
+
+
+SCENARIOS = [the_maximum_is_everyones, nobody_has_a_gradient, a_rank_without_parameters, copies, bad_input]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda f: f.__name__)
+def test_process_group(scenario: Any) -> None:
+    world(RANKS, scenario)
+
+
+def pipeline_of_fsdp() -> list[Any]:
+    """Two stages, each sharded over two ranks: g-SNR over the stage, its maximum over all."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("stage", "data"))
+    together = parameters()
+    half = len(SHAPES) // 2
+    mine = slice(0, half) if mesh.get_local_rank("stage") == 0 else slice(half, None)
+    placements = [[Shard(0)] if len(shape) else [Replicate()] for shape in SHAPES]
+    apart = [
+        nn.Parameter(distribute_tensor(p.detach(), mesh["data"], placed))
+        for p, placed in zip(together[mine], placements[mine], strict=True)
+    ]
+    truth = SGDSaI(together, lr=0.1)
+    optimizer = SGDSaI(apart, lr=0.1, process_group=dist.group.WORLD)
+    for step in range(5):
+        grads = gradients(step)
+        step_all(truth, together, grads)
+        shared = [
+            None if g is None else distribute_tensor(g, mesh["data"], placed)
+            for g, placed in zip(grads[mine], placements[mine], strict=True)
+        ]
+        step_all(optimizer, apart, shared)
+    for p, q in zip(together[mine], apart, strict=True):
+        torch.testing.assert_close(whole(q), p.detach())
+
+
+def test_pipeline_of_fsdp2_stages() -> None:
+    world(4, pipeline_of_fsdp)
+
+
+def ddp() -> Any:
+    model = DistributedDataParallel(Tiny(()), find_unused_parameters=True)
+    counting = Counting(SGDSaI(model.parameters(), **OPTIONS))
+    train(model, counting, share=share())
+    assert not any(counting.collectives)
+    return outcome(model, counting.optimizer)
+
+
+def zero() -> Any:
+    """Each rank steps and keeps the momentum of a part of the parameters."""
+    model = DistributedDataParallel(Tiny(()), find_unused_parameters=True)
+    optimizer = ZeroRedundancyOptimizer(
+        model.parameters(), functools.partial(SGDSaI, process_group=dist.group.WORLD), **OPTIONS
+    )
+    train(model, optimizer, range(10), share())
+    optimizer.consolidate_state_dict(0)
+    saved = [optimizer.state_dict() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(saved)
+    again = ZeroRedundancyOptimizer(
+        model.parameters(), functools.partial(SGDSaI, process_group=dist.group.WORLD), lr=9.0
+    )
+    again.load_state_dict(saved[0])
+    train(model, again, range(10, 20), share())
+    again.consolidate_state_dict(0)
+    if dist.get_rank() > 0:
+        return {name: p.detach() for name, p in model.named_parameters()}
+    state = again.state_dict()["state"]
+    names = [name.removeprefix("module.") for name, _ in model.named_parameters()]
+    return {
+        "gsnr": {names[index]: of_param["gsnr"] for index, of_param in state.items()},
+        "gsnr_max": again.param_groups[0]["gsnr_max"],
+        "params": {name.removeprefix("module."): p.detach() for name, p in model.named_parameters()},
+        "momenta": {names[index]: of_param["momentum_buffer"] for index, of_param in state.items()},
+    }
+
+
+def share() -> slice:
+    each = BATCH // dist.get_world_size()
+    return slice(dist.get_rank() * each, (dist.get_rank() + 1) * each)
+
+
+def test_ddp_equals_one_process() -> None:
+    truth = one_process(())
+    for found in world(4, ddp):
+        assert_same_outcome(found, truth)
+
+
+def test_zero_redundancy_optimizer_equals_one_process() -> None:
+    found, other = world(2, zero)
+    assert_same_outcome(found, one_process(()))
+    for name, tensor in found["params"].items():
+        assert torch.equal(tensor, other[f"module.{name}"])
