@@ -87,7 +87,8 @@ def times() -> str:
         parts.append(
             f"### {title}, {record['dtype']}, {record['threads']} thread{plural}\n\n{table(*rows)}\n\n"
             f"Floor {record['floor_ms']:.2f} ms. {record['rounds']} rounds, "
-            f"{record['machine']['processor']}, torch {record['versions']['torch']}, {record['date'][:10]}: `{record['command']}`"
+            f"{record['machine']['processor']}, torch {record['versions']['torch']}, "
+            f"{record['date'][:10]}: `{record['command']}`"
         )
     return "\n\n".join(parts) or "Not measured yet; `make bench` does."
 

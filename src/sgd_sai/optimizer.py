@@ -20,6 +20,7 @@ from sgd_sai.distributed import (
     Part,
     check_group,
     gather_over_ranks,
+    is_spread,
     laid_out_as,
     local,
     local_parts,
@@ -331,7 +332,7 @@ class SGDSaI(Optimizer):
         keys = gsnr_keys(group["split"])
         for index, param in enumerate(group["params"]):
             grad = param.grad
-            if grad is None:
+            if grad is None or self._add_at_once(param, grad, group, work):
                 continue
             if grad.layout != torch.strided:
                 raise ValueError(
@@ -355,6 +356,24 @@ class SGDSaI(Optimizer):
                 else:
                     work.add(θ, g, m, c, _scale(raw, group))
         return work
+
+    def _add_at_once(self, param: Tensor, grad: Tensor, group: Group, work: _Work) -> bool:
+        """Add a parameter that is one plain, latched block, as nearly all are; say whether it is.
+
+        What `_gather` does for any parameter takes Python longer than a small tensor's update.
+        """
+        if type(grad) is not Tensor or grad.is_complex() or grad.layout != torch.strided:
+            return False
+        state = self.state.get(param)
+        if state is None or "momentum_absmax" in state or group["rounding"] == "kahan":
+            return False
+        raw = state.get("gsnr", UNLATCHED)  # a split parameter has none
+        momentum = state.get("momentum_buffer") if group["momentum"] != 0 else None
+        is_plain = not is_spread(param) if group["momentum"] == 0 else type(momentum) is Tensor
+        if raw == UNLATCHED or not is_plain:
+            return False
+        work.add(param, grad, momentum, None, _scale(raw, group))
+        return True
 
     def _latch(self, gathered: list[tuple[Group, _Work]]) -> None:
         """Freeze the scale of each block that meets its first finite, non-zero gradient in this step."""

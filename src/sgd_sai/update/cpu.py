@@ -24,6 +24,8 @@ from sgd_sai.update.pieces import pieces, same_order
 _PIECE = 1 << 20
 # Up to here a tensor costs less than the call that updates it, or than to wake a thread for it.
 _TINY = 1 << 13
+# Dtypes that are as wide as the arithmetic.
+_WIDE = (torch.float32, torch.float64)
 
 
 def update(
@@ -127,9 +129,8 @@ def _tiny(
 
 def _fusable(θ: Tensor, g: Tensor, m: Tensor | None) -> bool:
     """True if the kernel takes them: one dtype, as wide as the arithmetic, and one order in memory."""
-    return (
-        θ.dtype in (torch.float32, torch.float64)
-        and g.dtype == θ.dtype
-        and (m is None or m.dtype == θ.dtype)
-        and same_order(θ, g, m)
-    )
+    if not (θ.dtype is g.dtype and (m is None or m.dtype is θ.dtype) and θ.dtype in _WIDE):
+        return False
+    if θ.is_contiguous() and g.is_contiguous() and (m is None or m.is_contiguous()):
+        return True
+    return same_order(θ, g, m)
