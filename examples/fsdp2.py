@@ -28,7 +28,7 @@ x, y = torch.tensor(images, device=device).float() / 16, torch.tensor(digits, de
 
 
 def sharded() -> tuple[nn.Module, SGDSaI]:
-    """The same weights on every rank, then sharded; g-SNR is that of the whole tensors, whatever the shards."""
+    """The same weights on every rank, then sharded; g-SNR is that of the whole tensors."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 255), nn.ReLU(), nn.Linear(255, 10)).to(device)
     for layer in model:

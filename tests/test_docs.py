@@ -1,18 +1,86 @@
-"""What the documentation names exists."""
+"""What the documentation shows runs, and what it names exists."""
 
 from __future__ import annotations
 
+import argparse
 import ast
+import importlib
+import json
+import os
 import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
+
+from sgd_sai.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def fences(page: Path, language: str) -> Iterator[tuple[int, str]]:
+    """(line, content) of the fenced blocks of a language."""
+    text = page.read_text("utf-8")
+    for match in re.finditer(rf"^( *)```{language}\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE):
+        yield text[: match.start(2)].count("\n"), textwrap.dedent(match[2])
+
+
+def what_a_reader_has() -> dict[str, Any]:
+    """The names that the pages take for granted."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    x, y = torch.randn(16, 4), torch.randint(2, (16,))
+    return {"model": model, "my_model": model, "x": x, "y": y, "loss_fn": nn.functional.cross_entropy}
+
+
+@every_page
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of a page share their names; those that show a file of `examples` are run as examples."""
+    monkeypatch.chdir(tmp_path)
+    names = what_a_reader_has()
+    for line, block in fences(page, "python"):
+        if "--8<--" not in block:
+            exec(compile("\n" * line + block, page.name, "exec"), names)
+
+
+def shown_commands(page: Path) -> set[str]:
+    """What stands after `sgd-sai` in code, inline or in blocks."""
+    text = page.read_text("utf-8").replace("\\\n", " ")
+    inline = re.findall(r"`(?:\$ )?sgd-sai ([^`\n]+)`", text)
+    lines = re.findall(r"^(?:    |)(?:\$ )?sgd-sai ([^`\n]+)$", text, re.MULTILINE)
+    return {command.partition("#")[0].strip() for command in [*inline, *lines]}
+
+
+@every_page
+def test_shown_commands_are_understood(page: Path) -> None:
+    for shown in shown_commands(page):
+        name, *arguments = shlex.split(shown)
+        if name.startswith("-") or name == "COMMAND":
+            continue
+        assert name in COMMANDS, f"{page.name}: sgd-sai {shown}"
+        if arguments and not any("…" in word for word in arguments):
+            parser = argparse.ArgumentParser(exit_on_error=False)
+            importlib.import_module(COMMANDS[name][0]).add_arguments(parser)
+            parser.parse_args(arguments)
+
+
+@every_page
+def test_named_make_targets_exist(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for target in re.findall(r"(?:`|^    )make (\w+)", page.read_text("utf-8"), re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page.name}: make {target}"
+
+
+@every_page
 def test_named_tests_exist(page: Path) -> None:
     for file, name in re.findall(r"`(?:tests/)?([\w/]+\.py)::(\w+)`", page.read_text("utf-8")):
         functions = {
@@ -23,7 +91,45 @@ def test_named_tests_exist(page: Path) -> None:
         assert name in functions, f"{page.name} names {file}::{name}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@every_page
 def test_links_to_files_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text("utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_example_is_shown() -> None:
+    text = "".join(page.read_text("utf-8") for page in PAGES)
+    for example in ROOT.glob("examples/*.py"):
+        assert f'--8<-- "examples/{example.name}"' in text
+
+
+def test_every_command_is_in_the_reference() -> None:
+    text = (ROOT / "docs" / "api.md").read_text("utf-8")
+    for name, (_, purpose) in COMMANDS.items():
+        assert f"| `sgd-sai {name}` | {purpose} |" in text
+
+
+def test_the_table_of_ratios_is_that_of_its_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    table = importlib.import_module("gsnr_is_sqrt_d").table
+    record = json.loads((ROOT / "benchmarks/results/gsnr_is_sqrt_d.json").read_text("utf-8"))
+    assert table(record) in (ROOT / "docs" / "gsnr.md").read_text("utf-8")
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    pages = {page.stem for page in (ROOT / "docs").glob("*.md")}
+    nav = {path.stem for path in (tmp_path / "site").glob("*.html")} - {"404"}
+    assert pages == nav
+    assert not [
+        page.name
+        for page in (tmp_path / "site").glob("*.html")
+        if re.search(r'(?:src|href)="https?://[^"]+\.(?:js|css|woff2?)"', page.read_text("utf-8"))
+    ], "a page that needs the network"
