@@ -136,7 +136,16 @@ def test_lr_find_transfers_the_tuned_rates(capsys: pytest.CaptureFixture[str]) -
         assert row["ratio"] == pytest.approx(row["sgd_sai"] / row["transferred"])
         assert row["transferred"] > row["adamw"] > 0
     assert main(["lr-find", "--tuned"]) == 0
-    assert "tuned / transferred" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "tuned / transferred" in printed
+
+    page = (OWN.parents[1] / "docs" / "learning-rate.md").read_text("utf-8")
+    shown = [line.strip("| \n").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    for row in found["tasks"]:
+        (cells,) = [cells for cells in shown if cells[0] == row["task"]]
+        keys = ("adamw", "transferred", "sgd_sai", "ratio", "tuned_metric", "nearest_metric")
+        for cell, key in zip(cells[1:], keys, strict=False):
+            assert float(cell) == pytest.approx(row[key], rel=0.02), "docs/learning-rate.md: lr-find --tuned"
 
 
 BAD = {

@@ -189,7 +189,7 @@ def _page(record: dict[str, Any]) -> str:
 def _tuned(args: argparse.Namespace) -> int:
     """AdamW's tuned lr of each task, transferred, beside SGD-SaI's tuned one."""
     entries = tuned.read(tuned.OWN)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for task in TASKS:
         pair = entries.get(task, {})
         if {"adamw", "sgd-sai"} <= set(pair):
@@ -197,7 +197,8 @@ def _tuned(args: argparse.Namespace) -> int:
             workload = load(task, seed=adamw["seed"])
             workload.backward(0)
             transferred = transfer_lr(workload.model, adamw["lr"]).lr
-            grid = own["grid"]
+            points = {point["lr"]: point.get(own["metric"]) for point in own["points"]}
+            nearest = min(points, key=lambda lr: abs(math.log(lr / transferred)))
             rows.append(
                 {
                     "task": task,
@@ -205,7 +206,11 @@ def _tuned(args: argparse.Namespace) -> int:
                     "transferred": transferred,
                     "sgd_sai": own["lr"],
                     "ratio": own["lr"] / transferred,
-                    "grid_ratio": grid[1] / grid[0],
+                    "metric": own["metric"],
+                    "tuned_metric": points[own["lr"]],
+                    "nearest": nearest,
+                    "nearest_metric": points[nearest],
+                    "grid_ratio": own["grid"][1] / own["grid"][0],
                 }
             )
     if not rows:
@@ -214,13 +219,25 @@ def _tuned(args: argparse.Namespace) -> int:
     if args.json:
         output.print_json(record)
         return 0
-    columns = ("task", "AdamW, tuned", "transferred", "SGD-SaI, tuned", "tuned / transferred")
+    numbers = {
+        "AdamW, tuned": "adamw",
+        "transferred": "transferred",
+        "SGD-SaI, tuned": "sgd_sai",
+        "tuned / transferred": "ratio",
+        "result at tuned": "tuned_metric",
+        "at the point nearest to transferred": "nearest_metric",
+    }
+    columns = ("task", *numbers, "metric")
     cells = [
-        [str(row["task"]), *(f"{row[key]:.3g}" for key in ("adamw", "transferred", "sgd_sai", "ratio"))]
+        [row["task"], *(_shown(row[key]) for key in numbers.values()), row["metric"].replace("_", " ")]
         for row in rows
     ]
     console = output.console()
-    output.print_table(console, "AdamW's tuned lr as SGD-SaI's", columns, cells, ("task",))
+    output.print_table(console, "AdamW's tuned lr as SGD-SaI's", columns, cells, ("task", "metric"))
     off = max(abs(math.log(row["ratio"], row["grid_ratio"])) for row in rows)
     console.print(f"• At most {off:.1f} steps of the tuning grid apart.", highlight=False)
     return 0
+
+
+def _shown(value: float | None) -> str:
+    return "diverged" if value is None else f"{value:.3g}"
