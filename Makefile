@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: bench demo test lint clean
+.PHONY: bench demo docs test lint clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,10 +21,13 @@ test: $(READY)  ## the whole test-suite, in parallel
 bench: $(READY)  ## time a step next to the memory-bandwidth floor; on a quiet machine
 	$(BIN)/python benchmarks/run.py
 
+docs: $(READY)  ## the documentation as a site, into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 lint: $(READY)  ## style and strict types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .peers build dist runs
+	rm -rf $(VENV) .peers build dist runs site

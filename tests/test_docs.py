@@ -57,7 +57,7 @@ def shown_commands(page: Path) -> set[str]:
     text = page.read_text("utf-8").replace("\\\n", " ")
     inline = re.findall(r"`(?:\$ )?sgd-sai ([^`\n]+)`", text)
     lines = re.findall(r"^(?:    |)(?:\$ )?sgd-sai ([^`\n]+)$", text, re.MULTILINE)
-    return {command.partition("#")[0].strip() for command in [*inline, *lines]}
+    return {re.split(r" #|  ", command)[0].strip() for command in [*inline, *lines]}
 
 
 @every_page
@@ -68,9 +68,12 @@ def test_shown_commands_are_understood(page: Path) -> None:
             continue
         assert name in COMMANDS, f"{page.name}: sgd-sai {shown}"
         if arguments and not any("…" in word for word in arguments):
-            parser = argparse.ArgumentParser(exit_on_error=False)
+            parser = argparse.ArgumentParser()
             importlib.import_module(COMMANDS[name][0]).add_arguments(parser)
-            parser.parse_args(arguments)
+            try:
+                parser.parse_args(arguments)
+            except SystemExit as left:
+                assert left.code == 0, f"{page.name}: sgd-sai {shown}"  # 0: --help
 
 
 @every_page
