@@ -70,10 +70,8 @@ def test_shown_commands_are_understood(page: Path) -> None:
         if arguments and not any("…" in word for word in arguments):
             parser = argparse.ArgumentParser()
             importlib.import_module(COMMANDS[name][0]).add_arguments(parser)
-            try:
-                parser.parse_args(arguments)
-            except SystemExit as left:
-                assert left.code == 0, f"{page.name}: sgd-sai {shown}"  # 0: --help
+            if "--help" not in arguments:
+                parser.parse_args(arguments)  # exits, and so fails, where it does not understand
 
 
 @every_page
