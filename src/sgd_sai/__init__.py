@@ -3,8 +3,9 @@
 from sgd_sai.analysis import GSNRRecorder, convert_lr, transfer_lr
 from sgd_sai.gsnr import UNLATCHED, Moments, g_snr, measure
 from sgd_sai.optimizer import SGD_sai, SGDSaI
-from sgd_sai.release import gradient_release
 from sgd_sai.param_groups import param_groups
+from sgd_sai.release import gradient_release
+from sgd_sai.scales import measure_scales
 
 __version__ = "2.0.0.dev0"
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "g_snr",
     "gradient_release",
     "measure",
+    "measure_scales",
     "param_groups",
     "transfer_lr",
 ]

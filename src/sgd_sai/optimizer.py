@@ -10,7 +10,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
@@ -27,7 +27,7 @@ from sgd_sai.distributed import (
     part_of,
 )
 from sgd_sai.gsnr import UNLATCHED, Moments, Rule
-from sgd_sai.options import Group, check_given, check_options, check_params, is_given, name_of
+from sgd_sai.options import Group, check_given, check_options, check_params, check_whole, is_given, name_of
 from sgd_sai.precision import Momentum, Momentum8
 from sgd_sai.update import unscales, update
 
@@ -106,6 +106,7 @@ class SGDSaI(Optimizer):
     """
 
     process_group: ProcessGroup | None = None
+    _plain = False  # whether tensors were given that are no nn.Parameter
 
     def __init__(
         self,
@@ -168,6 +169,7 @@ class SGDSaI(Optimizer):
             check_options({**self.defaults, **param_group})
             check_params(param_group, self.defaults, self.param_groups, self.process_group)
         super().add_param_group(param_group)
+        self._plain |= not all(isinstance(p, nn.Parameter) for p in self.param_groups[-1]["params"])
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -280,6 +282,7 @@ class SGDSaI(Optimizer):
 
     def _create_state(self, param: Tensor, group: Group) -> None:
         """State of an unlatched parameter."""
+        check_whole(param, group, self._plain)
         keys = gsnr_keys(group["split"])
         state = self.state[param]
         state.update(dict.fromkeys(keys, UNLATCHED))

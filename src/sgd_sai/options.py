@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sgd_sai.distributed import check_covers, is_spread
 
@@ -41,6 +42,31 @@ def check_given(groups: list[Group]) -> None:
         raise ValueError(
             f"scale: names {len(given - names)} that are no parameters: {listed(given - names)}; allowed: "
             "the names of all parameters, or with process_group those of the whole model"
+        )
+
+
+def check_whole(param: Tensor, group: Group, plain: bool) -> None:
+    """Raise for a flat piece of many parameters, as a wrapper leaves it, in which no block is to be found.
+
+    Args:
+        param: which gets its state.
+        group: that of the parameter.
+        plain: whether the user gave tensors that are no nn.Parameter, as DeepSpeed's pieces are none.
+    """
+    deepspeed = "deepspeed" in sys.modules and not isinstance(param, nn.Parameter) and not plain
+    fsdp1 = getattr(param, "_fsdp_flattened", False)
+    given = is_given(group["scale"])
+    if given and len(group["param_names"]) != len(group["params"]):
+        raise ValueError(
+            f"scale: given for {len(group['param_names'])} parameters of a group, of which a wrapper has made"
+            f" {len(group['params'])} flat tensor(s); allowed: one group for each parameter, "
+            "[{'params': [named]} for named in model.named_parameters()]"
+        )
+    if (deepspeed or fsdp1) and not given:
+        wrapper = "DeepSpeed" if deepspeed else "FullyShardedDataParallel"
+        raise ValueError(
+            f"params: {wrapper} has cut them into flat pieces, in which no block can be measured; allowed: "
+            "scale=measure_scales(model, loss), called before the model is wrapped (docs/distributed.md)"
         )
 
 
