@@ -32,12 +32,7 @@ _context.set_forkserver_preload(PRELOADED)
 def world(size: int, scenario: Callable[..., Any], *args: Any, seconds: float = 120) -> list[Any]:
     """What `scenario(*args)` returns on each of `size` ranks; AssertionError with what they raised."""
     with tempfile.TemporaryDirectory() as folder:
-        ranks = [
-            _context.Process(target=_rank, args=(rank, size, folder, scenario, args), daemon=True)
-            for rank in range(size)
-        ]
-        for process in ranks:
-            process.start()
+        ranks = start(size, folder, scenario, *args)
         deadline = time.monotonic() + seconds
         for process in ranks:
             process.join(max(0.0, deadline - time.monotonic()))
@@ -48,6 +43,17 @@ def world(size: int, scenario: Callable[..., Any], *args: Any, seconds: float = 
         assert not errors, "\n".join(errors)
         assert not hung, f"ranks {hung} still run after {seconds} s"
         return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(size)]
+
+
+def start(size: int, folder: str, scenario: Callable[..., Any], *args: Any) -> list[Any]:
+    """The processes of `size` ranks, started; what they return or raise is written to the empty `folder`."""
+    ranks = [
+        _context.Process(target=_rank, args=(rank, size, folder, scenario, args), daemon=True)
+        for rank in range(size)
+    ]
+    for process in ranks:
+        process.start()
+    return ranks
 
 
 def _rank(rank: int, size: int, folder: str, scenario: Callable[..., Any], args: tuple[Any, ...]) -> None:
