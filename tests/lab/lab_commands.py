@@ -10,9 +10,9 @@ import time
 from sgd_sai.lab.records import METRICS
 
 
-def compare(out, *more, steps=60, optimizer="sgd-sai", lr="0.5"):
+def compare(out, *more, task="cnn", steps=60, optimizer="sgd-sai", lr="0.5"):
     """The arguments of a small run of a real model."""
-    given = ["compare", "--task", "cnn", "--optimizer", optimizer, "--steps", str(steps), "--threads", "1"]
+    given = ["compare", "--task", task, "--optimizer", optimizer, "--steps", str(steps), "--threads", "1"]
     return [*given, *(["--lr", lr] if lr else []), "--out", str(out), *more]
 
 

@@ -35,7 +35,7 @@ def rejected(arguments, capsys):
         (["--lr", "0", "--optimizer", "sgd"], ["--lr", "'0'"]),
         (["--lr", "0.1"], ["--lr", "3 optimizers"]),
         (["--task", "gpt", "--data", "no/such/place"], ["--data", "no/such/place", "does not exist"]),
-        (["--task", "vit", "--data", "."], ["--data", "digits"]),
+        (["--task", "vit", "--data", "."], ["--data", "one folder per class"]),
         (["--tuned", "missing.json"], ["no learning rate is tuned", "--lr", "sgd-sai tune"]),
         (["--frobnicate"], ["--frobnicate"]),
     ],

@@ -11,7 +11,8 @@ from lab_commands import compare, start, wait_for_step
 
 from sgd_sai.cli import main
 from sgd_sai.lab.records import CHECKPOINT, METRICS, Record
-from sgd_sai.lab.runner import CHECKPOINT_EVERY, LOG_EVERY, schedule
+from sgd_sai.lab.runner import CHECKPOINT_EVERY, LOG_EVERY
+from sgd_sai.lab.schedules import Schedule
 
 RUN = "cnn-sgd-sai-0"
 
@@ -44,11 +45,24 @@ def assert_same(one, other, path="checkpoint"):
 
 
 def test_the_schedule_rises_in_a_tenth_of_the_steps_and_falls_to_zero():
+    schedule = Schedule()
     factors = [schedule(step, 100) for step in range(100)]
     assert factors[:11] == pytest.approx([*(k / 10 for k in range(1, 11)), 1.0])
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert 0 < factors[-1] < 1e-3
     assert schedule(0, 1) == 1.0
+    assert [schedule(step, 100, constant=True) for step in range(100)] == [*factors[:10], *[1.0] * 90]
+
+
+def test_the_papers_schedules():
+    drops = Schedule(warm_up=0.0, drop_every=0.4)
+    assert [drops(step, 200) for step in (0, 79, 80, 159, 160, 199)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
+    line = Schedule(warm_up=0.1, linear=True)
+    assert [line(step, 100) for step in (0, 9, 10, 55)] == pytest.approx([0.1, 1, 1, 0.5])
+    floored = Schedule(warm_up=0.02, floor=0.1)
+    assert floored(99_999, 100_000) == pytest.approx(0.1, rel=1e-6)
 
 
 def test_a_checkpoint_falls_on_a_logged_step():

@@ -12,16 +12,23 @@ import torch
 from sgd_sai.cli import CommandError
 from sgd_sai.lab.optimizers import DEFAULT, OPTIMIZERS, check_installed
 from sgd_sai.lab.runner import load
-from sgd_sai.lab.tasks import TASKS
+from sgd_sai.lab.tasks import DEFAULT as DEFAULT_TASKS
+from sgd_sai.lab.tasks import SCALES, TASKS
 
 
 def add_shared(parser: argparse.ArgumentParser) -> None:
     """What both `compare` and `tune` take."""
     parser.add_argument(
         "--task",
-        default="all",
+        default=",".join(DEFAULT_TASKS),
         metavar="NAMES",
-        help=f"{', '.join(TASKS)}, several with commas, or all (default)",
+        help=f"{', '.join(TASKS)}, several with commas, or all (default: {', '.join(DEFAULT_TASKS)})",
+    )
+    parser.add_argument(
+        "--scale",
+        default="tiny",
+        metavar="SCALE",
+        help="tiny: two cores, 2 minutes a run (default); small: one GPU, 10 minutes; paper: the paper's",
     )
     parser.add_argument(
         "--optimizer",
@@ -30,7 +37,13 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(OPTIMIZERS)}, likewise (default: {', '.join(DEFAULT)})",
     )
     parser.add_argument("--steps", metavar="N", help="steps of each run (default: the task's own)")
-    parser.add_argument("--data", metavar="PATH", type=Path, help="for gpt: a text file or a folder of them")
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        type=Path,
+        help="gpt, lora: a text file or a folder of them; cnn, diffusion: parquet files of images, labels; "
+        "vit: a folder of pictures, one folder per class",
+    )
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="folder for the runs (default: a new one in runs/)"
     )
@@ -90,6 +103,16 @@ def learning_rate(option: str, given: str) -> float:
 def threads(given: str | None) -> int:
     """What was asked for, or torch's own number."""
     return torch.get_num_threads() if given is None else integer("--threads", given, least=1)
+
+
+def tasks(given: str, scale: str, data: Path | None) -> list[str]:
+    """The tasks that are asked for, by their own names, as in "gpt-small"."""
+    if scale not in SCALES:
+        raise CommandError(f"--scale: given {scale!r}; allowed: {', '.join(SCALES)}")
+    asked = names("--task", given, TASKS)
+    if data is not None and len(asked) > 1:
+        raise CommandError(f"--data: given for {len(asked)} tasks; name one with --task")
+    return [SCALES[scale][task].name for task in asked]
 
 
 def check_data(tasks: Iterable[str], data: Path | None) -> None:

@@ -15,7 +15,7 @@ from sgd_sai.lab import arguments, provenance, report, runner, tuned
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import RunConfig
 from sgd_sai.lab.study import study
-from sgd_sai.lab.tasks import TASKS
+from sgd_sai.lab.tasks import ALL
 
 #: A run to do: what, where, and where its learning rate comes from.
 Plan = tuple[RunConfig, Path, dict[str, Any] | None]
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> tuple[list[Plan], Path]:
     """The runs and their folder. Every input is checked before anything is written."""
-    tasks = arguments.names("--task", args.task, TASKS)
+    tasks = arguments.tasks(args.task, args.scale, args.data)
     optimizers = arguments.optimizers(args.optimizer)
     seeds = arguments.integers("--seeds", args.seeds)
     steps = None if args.steps is None else arguments.integer("--steps", args.steps, least=1)
@@ -68,7 +68,7 @@ def _plan(args: argparse.Namespace) -> tuple[list[Plan], Path]:
             for seed in seeds:
                 for optimizer in optimizers:
                     rate, tuning = (lr, None) if lr is not None else _tuned(entries, task, optimizer)
-                    config = RunConfig(task, optimizer, seed, steps or TASKS[task].steps, rate, data, threads)
+                    config = RunConfig(task, optimizer, seed, steps or ALL[task].steps, rate, data, threads)
                     plans.append((config, out / f"{task}-{optimizer}-{seed}", tuning))
         for config, folder, _ in plans:
             runner.check_resumable(config, folder)
@@ -78,6 +78,12 @@ def _plan(args: argparse.Namespace) -> tuple[list[Plan], Path]:
     return plans, out
 
 
+def _typed(task: str) -> str:
+    """A task's name as the command line takes it."""
+    name, _, scale = task.partition("-")
+    return f"{name} --scale {scale}" if scale else name
+
+
 def _tuned(entries: dict[str, dict[str, Any]], task: str, optimizer: str) -> tuple[float, dict[str, Any]]:
     optimizer = OPTIMIZERS[optimizer].tuned_as or optimizer
     try:
@@ -85,6 +91,6 @@ def _tuned(entries: dict[str, dict[str, Any]], task: str, optimizer: str) -> tup
     except KeyError:
         raise CommandError(
             f"no learning rate is tuned for {optimizer} on {task}: give --lr, or run "
-            f"`sgd-sai tune --task {task} --optimizer {optimizer}` and give its --tuned file"
+            f"`sgd-sai tune --task {_typed(task)} --optimizer {optimizer}` and give its --tuned file"
         ) from None
     return float(entry["lr"]), {key: entry[key] for key in ("lr", "grid", "points", "seed", "steps")}

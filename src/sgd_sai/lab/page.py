@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
@@ -13,9 +14,11 @@ from plotly.offline import get_plotlyjs
 
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import Record
+from sgd_sai.lab.schedules import Schedule
 from sgd_sai.lab.summary import Row, TaskSummary, sentences
 
 _MISSING = "–"
+_FIRST_SCHEDULE = str(Schedule())  # of records that do not name theirs
 
 
 def build(tasks: Sequence[TaskSummary]) -> str:
@@ -37,21 +40,23 @@ def _charts(task: TaskSummary) -> list[dict[str, Any]]:
     """What the script draws: per chart its place, its axes, and its lines."""
     lines = [line for row in task.rows for run in row.runs for line in run.evaluations]
     losses = [line["val_loss"] for line in lines] or [1.0]
-    accuracies = [line["val_accuracy"] for line in lines] or [1.0]
     # A loss that shoots up in between does not set the scale: the untrained model's does.
     top = 1.1 * max((line["val_loss"] for line in lines if line["step"] == 0), default=1.0)
     loss_range = [0 if task.by_accuracy else 0.9 * min(losses), top]
-    accuracy_range = [0, min(1.03, 1.1 * max(accuracies))]
-    return [
-        {"id": f"{task.name}-val_loss", "range": loss_range, "lines": _curves(task, "val_loss")},
-        {
-            "id": f"{task.name}-val_accuracy",
-            "range": accuracy_range,
-            "percent": True,
-            "lines": _curves(task, "val_accuracy"),
-        },
-        {"id": f"{task.name}-tuning", "x": "lr", "percent": task.by_accuracy, "lines": _tuning(task)},
+    charts: list[dict[str, Any]] = [
+        {"id": f"{task.name}-val_loss", "range": loss_range, "lines": _curves(task, "val_loss")}
     ]
+    if accuracies := [line["val_accuracy"] for line in lines if "val_accuracy" in line]:
+        charts.append(
+            {
+                "id": f"{task.name}-val_accuracy",
+                "range": [0, min(1.03, 1.1 * max(accuracies))],
+                "percent": True,
+                "lines": _curves(task, "val_accuracy"),
+            }
+        )
+    tuning = {"id": f"{task.name}-tuning", "x": "lr", "percent": task.by_accuracy, "lines": _tuning(task)}
+    return [*charts, tuning]
 
 
 def _curves(task: TaskSummary, metric: str) -> list[dict[str, Any]]:
@@ -94,10 +99,11 @@ def _section(task: TaskSummary) -> str:
         for row in task.rows
         for light, dark in [OPTIMIZERS[row.optimizer].colour]
     )
-    charts = [
-        _figure(f"{task.name}-val_loss", f"Validation loss, {about['unit']}", "faint: training loss"),
-        _figure(f"{task.name}-val_accuracy", "Validation accuracy", "on the same held-out data for all"),
-    ]
+    charts = [_figure(f"{task.name}-val_loss", f"Validation loss, {about['unit']}", "faint: training loss")]
+    if any("val_accuracy" in line for row in task.rows for run in row.runs for line in run.evaluations):
+        charts.append(
+            _figure(f"{task.name}-val_accuracy", "Validation accuracy", "on the same held-out data for all")
+        )
     if _tuning(task):
         metric = "accuracy" if task.by_accuracy else "loss"
         note = f"from tuning, seed {_seeds_of_tuning(task)}"
@@ -105,8 +111,20 @@ def _section(task: TaskSummary) -> str:
     return (
         f'<section id="{escape(task.name)}"><h2>{escape(about["title"])}</h2>'
         f'<p class="about">{escape(about["about"])}. {escape(about["data"])}.</p>'
-        f'<p class="legend">{legend}</p><div class="charts">{"".join(charts)}</div>{_table(task)}</section>'
+        f'<p class="legend">{legend}</p><div class="charts">{"".join(charts)}</div>{_table(task)}'
+        f"{_samples(task)}</section>"
     )
+
+
+def _samples(task: TaskSummary) -> str:
+    """What each optimizer's first model makes, if it makes pictures."""
+    shown = [(row.label, run.samples) for row in task.rows for run in row.runs[:1] if run.samples]
+    figures = "".join(
+        f"<figure><figcaption>{escape(label)} <small>from the same noise</small></figcaption>"
+        f'<img alt="{escape(label)}" src="data:image/png;base64,{b64encode(png).decode()}"></figure>'
+        for label, png in shown
+    )
+    return f'<div class="charts samples">{figures}</div>' if figures else ""
 
 
 def _seeds_of_tuning(task: TaskSummary) -> str:
@@ -196,22 +214,30 @@ def _provenance(records: Sequence[Record]) -> str:
     """Conditions, machines, versions, commands and dates, each said once."""
     machines = (
         f"{r.machine['processor']}, {r.machine['cores']} cores, {r.machine['memory_gib']} GiB, "
-        f"{r.machine['system']}, torch threads: {r.config.threads}"
+        f"{r.machine['system']}{_gpu(r)}, torch threads: {r.config.threads}"
         for r in records
     )
     versions = (", ".join(f"{name} {version}" for name, version in r.versions.items()) for r in records)
-    decays = (f"{r.config.task}: κ = {r.task['shrink']:g}, {_clipping(r.task['clip'])}" for r in records)
+    conditions = (
+        f"{r.config.task}: κ = {r.task['shrink']:g}, {_clipping(r.task['clip'])}, "
+        f"{r.task.get('schedule', _FIRST_SCHEDULE)}"
+        for r in records
+    )
     dates = sorted(r.date[:10] for r in records)
     items = {
         "Machine": _once(machines),
         "Versions": _once(versions),
-        "Conditions": _once(decays),
+        "Conditions": _once(conditions),
         "Command": [f"<code>{line}</code>" for line in _once(r.command for r in records)],
         "Date": _once((dates[0], dates[-1])),
     }
     return "".join(
         f"<dt>{name}</dt>" + "".join(f"<dd>{line}</dd>" for line in lines) for name, lines in items.items()
     )
+
+
+def _gpu(record: Record) -> str:
+    return f", {record.machine['gpu']}" if "gpu" in record.machine else ""
 
 
 def _clipping(clip: float | None) -> str:

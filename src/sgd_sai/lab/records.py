@@ -2,7 +2,8 @@
 
 A line of training is {"step", "seconds", "train_loss", "lr", "step_ms"}, means over the steps since the last
 line (lr: of the last step; step_ms: median milliseconds of optimizer.step). A line of evaluation is {"step",
-"seconds", "val_loss", "val_accuracy"}. Seconds are of training alone, without evaluation and checkpoints.
+"seconds", "val_loss"} and, of classes, "val_accuracy". Seconds are of training alone, without evaluation and
+checkpoints.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-RUN, METRICS, CHECKPOINT = "run.json", "metrics.jsonl", "checkpoint.pt"
+RUN, METRICS, CHECKPOINT, SAMPLES = "run.json", "metrics.jsonl", "checkpoint.pt", "samples.png"
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,12 @@ class Record:
     Attributes:
         config: what was run.
         status: "running", also of a run that was killed; "interrupted"; "diverged"; "finished".
-        task: title, about, metric, unit, data, clip and shrink, as they were.
+        task: title, about, metric, unit, data, schedule, clip and shrink, as they were.
         parameters: how many the model has.
         tuning: where lr comes from: grid, points, seed and steps of its tuning; None for `--lr`.
         machine, versions, command, date: where, with what, how and when (start, UTC).
-        result: steps, seconds, state_bytes, and val_loss, val_accuracy or, of a diverged run, diverged_at,
-            a step; None until there is one.
+        result: steps, seconds, state_bytes, and val_loss, of classes val_accuracy, or, of a diverged run,
+            diverged_at, a step; None until there is one.
     """
 
     config: RunConfig
@@ -81,11 +82,12 @@ class Record:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as it is read back: its record, and its lines of training and of evaluation."""
+    """A run as it is read back: its record, its lines of training and of evaluation, its pictures (a PNG)."""
 
     record: Record
     training: list[dict[str, float]]
     evaluations: list[dict[str, float]]
+    samples: bytes | None = None
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
@@ -109,6 +111,7 @@ def _read_run(folder: Path) -> Run:
         record,
         [line for line in lines if "train_loss" in line],
         [line for line in lines if "val_loss" in line],
+        (folder / SAMPLES).read_bytes() if (folder / SAMPLES).is_file() else None,
     )
 
 

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -19,36 +19,53 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
 from sgd_sai.lab import optimizers, provenance
-from sgd_sai.lab.records import CHECKPOINT, RUN, MetricsFile, Record, RunConfig, write_aside
-from sgd_sai.lab.tasks import TASKS, Problem
+from sgd_sai.lab.records import CHECKPOINT, RUN, SAMPLES, MetricsFile, Record, RunConfig, write_aside
+from sgd_sai.lab.tasks import ALL, Problem, Task
+from sgd_sai.lab.tasks.problem import Batch
 
-WARM_UP = 0.1  # of the steps
 EVALUATIONS = 10  # in a run, and one before its first step
 LOG_EVERY = 5  # steps
-CHECKPOINT_EVERY = 25  # steps, a multiple of LOG_EVERY: no line is begun when one is written
+CHECKPOINT_EVERY = 25  # steps at least, a multiple of LOG_EVERY: no line is begun when one is written
+CHECKPOINTS = 100  # in a run, at most
 DIVERGED = 100.0  # nats of training loss; guessing costs ln(classes), 5.5 for bytes
 
 #: (step, training loss, learning rate), after every step.
 Watcher = Callable[[int, float, float], None]
 
 
-def schedule(step: int, steps: int, constant: bool = False) -> float:
-    """What multiplies lr at `step` = 0, 1, …: linear warm-up, then a cosine down to 0, or 1 if `constant`."""
-    warm_up = max(1, round(WARM_UP * steps))
-    if step < warm_up:
-        return (step + 1) / warm_up
-    if constant:
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+def _batches(problem: Problem, seed: int, steps: range, workers: int) -> Iterator[Batch]:
+    """The batches of the steps, prepared ahead by `workers` processes."""
+    if not workers:
+        return (problem.batch(seed, step) for step in steps)
+    prepared = DataLoader(
+        _Steps(problem, seed),
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        generator=torch.Generator(),  # its own: it must not draw from the model's
+        multiprocessing_context="fork",
+    )
+    return iter(prepared)
+
+
+class _Steps(Dataset[Batch]):
+    """Step → batch, as torch's loader wants it."""
+
+    def __init__(self, problem: Problem, seed: int) -> None:
+        self.problem, self.seed = problem, seed
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.problem.batch(self.seed, step)
 
 
 @lru_cache
 def load(task: str, data: str | None) -> Problem:
     """The problem of a task, kept for the next run."""
-    return TASKS[task].load(None if data is None else Path(data))
+    return ALL[task].load(None if data is None else Path(data))
 
 
 def check_resumable(config: RunConfig, folder: Path) -> None:
@@ -85,16 +102,20 @@ def train(config: RunConfig, folder: Path, tuning: dict[str, Any] | None, watch:
             return held
         begun = held.date
     torch.set_num_threads(config.threads)
-    task, problem = TASKS[config.task], load(config.task, config.data)
+    task, problem = ALL[config.task], load(config.task, config.data)
     torch.manual_seed(config.seed)
-    model = problem.model()
+    model = problem.model().to("cuda" if torch.cuda.is_available() else "cpu")
     model.train()
     optimizer = optimizers.build(config.optimizer, model, config.lr, task.shrink)
     described = ("title", "about", "metric", "unit", "clip", "shrink")
     record = Record(
         config=config,
         status="running",
-        task={**{name: getattr(task, name) for name in described}, "data": problem.data},
+        task={
+            **{name: getattr(task, name) for name in described},
+            "data": problem.data,
+            "schedule": str(task.schedule),
+        },
         parameters=sum(param.numel() for param in model.parameters()),
         tuning=tuning,
         machine=provenance.machine(),
@@ -104,7 +125,7 @@ def train(config: RunConfig, folder: Path, tuning: dict[str, Any] | None, watch:
     )
     folder.mkdir(parents=True, exist_ok=True)
     record.write(folder)
-    run = _Running(config, folder, problem, model, optimizer, task.clip)
+    run = _Running(config, folder, problem, model, optimizer, task)
     try:
         with _ctrl_c_between_steps() as heed:
             record.result, record.status = run.to_the_end(watch, heed)
@@ -158,10 +179,11 @@ class _Running:
         problem: Problem,
         model: nn.Module,
         optimizer: Optimizer,
-        clip: float | None,
+        task: Task,
     ) -> None:
         self.config, self.folder, self.problem = config, folder, problem
-        self.model, self.optimizer, self.clip = model, optimizer, clip
+        self.model, self.optimizer, self.task = model, optimizer, task
+        self.device = next(model.parameters()).device
         self.step, self.seconds = 0, 0.0
         kept = self._restore()
         self.metrics = MetricsFile(folder, kept)
@@ -173,10 +195,12 @@ class _Running:
         """The result and the status."""
         steps = self.config.steps
         evaluate_every = max(1, steps // EVALUATIONS)
+        save_every = max(1, steps // CHECKPOINTS // CHECKPOINT_EVERY) * CHECKPOINT_EVERY
+        batches = _batches(self.problem, self.config.seed, range(self.step, steps), self.task.workers)
         held_out = self._evaluate() if self.step == 0 else {}
         while self.step < steps:
             heed()
-            loss = self._train_one()
+            loss = self._train_one(batches)
             if not loss < DIVERGED:
                 return self._result(diverged_at=self.step), "diverged"
             watch(self.step, loss, self.optimizer.param_groups[0]["lr"])
@@ -187,32 +211,61 @@ class _Running:
                 held_out = self._evaluate()
                 if not math.isfinite(held_out["val_loss"]):
                     return self._result(diverged_at=self.step), "diverged"
-            if self.step % CHECKPOINT_EVERY == 0 or last:
+            if self.step % save_every == 0 or last:
                 self._save()
+        self._draw()
         if not held_out:  # it was killed between its last checkpoint and its record
-            with optimizers.evaluated_weights(self.optimizer):
+            with optimizers.evaluated_weights(self.optimizer), self._precision():
                 held_out = self.problem.evaluate(self.model)
         return self._result(**held_out), "finished"
 
-    def _train_one(self) -> float:
+    def _train_one(self, batches: Iterator[Batch]) -> float:
         """One training step; its loss."""
         begun = time.perf_counter()
         constant = optimizers.OPTIMIZERS[self.config.optimizer].constant
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * schedule(self.step, self.config.steps, constant)
-        loss = self.problem.loss(self.model, self.problem.batch(self.config.seed, self.step))
+            group["lr"] = self.config.lr * self.task.schedule(self.step, self.config.steps, constant)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self.clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-        before = time.perf_counter()
+        loss = self._backward(next(batches))
+        if self.task.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.task.clip)
+        before = self._clock()
         self.optimizer.step()
-        ended = time.perf_counter()
+        ended = self._clock()
         self.seconds += ended - begun
         self.durations.append(ended - before)
-        self.losses.append(loss.item())
+        self.losses.append(loss)
         self.step += 1
-        return self.losses[-1]
+        return loss
+
+    def _backward(self, batch: Batch) -> float:
+        """Gradients of the mean loss of the batch, part by part; the loss."""
+        parts = zip(*(torch.chunk(each, self.task.accumulate) for each in batch), strict=True)
+        losses = []
+        for part in parts:
+            with self._precision():
+                loss = self.problem.loss(self.model, part) / self.task.accumulate
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        return float(torch.stack(losses).sum())
+
+    def _precision(self) -> AbstractContextManager[None]:
+        if not self.task.bf16:
+            return nullcontext()
+        context: AbstractContextManager[None] = torch.autocast(self.device.type, torch.bfloat16)
+        return context
+
+    def _clock(self) -> float:
+        """Seconds, when the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _draw(self) -> None:
+        with optimizers.evaluated_weights(self.optimizer):
+            picture = self.problem.samples(self.model)
+        if picture is not None:
+            write_aside(self.folder / SAMPLES, picture)
 
     def _log(self) -> None:
         line = {
@@ -225,7 +278,7 @@ class _Running:
         self._append(line)
 
     def _evaluate(self) -> dict[str, float]:
-        with optimizers.evaluated_weights(self.optimizer):
+        with optimizers.evaluated_weights(self.optimizer), self._precision():
             held_out = self.problem.evaluate(self.model)
         if math.isfinite(held_out["val_loss"]):
             self._append(held_out)
@@ -244,9 +297,10 @@ class _Running:
         content = io.BytesIO()
         torch.save(
             {
-                "model": self.model.state_dict(),
+                "model": self._weights(),
                 "optimizer": self.optimizer.state_dict(),
                 "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state_all(),
                 "step": self.step,
                 "seconds": self.seconds,
                 "metrics_bytes": self.metrics.sync(),
@@ -255,15 +309,22 @@ class _Running:
         )
         write_aside(self.folder / CHECKPOINT, content.getvalue())
 
+    def _weights(self) -> dict[str, Any]:
+        """The state of the model without its frozen parameters."""
+        params = self.model.named_parameters(remove_duplicate=False)  # tied weights have two names
+        frozen = {name for name, param in params if not param.requires_grad}
+        return {name: value for name, value in self.model.state_dict().items() if name not in frozen}
+
     def _restore(self) -> int:
         """Take over the checkpoint, if there is one; how many bytes of the metrics belong to it."""
         path = self.folder / CHECKPOINT
         if not path.exists():
             return 0
-        saved = torch.load(path, weights_only=True)
-        self.model.load_state_dict(saved["model"])
+        saved = torch.load(path, weights_only=True, map_location="cpu")
+        self.model.load_state_dict(saved["model"], strict=False)  # what is frozen is not in it
         self.optimizer.load_state_dict(saved["optimizer"])
         torch.set_rng_state(saved["rng"])
+        torch.cuda.set_rng_state_all(saved["cuda_rng"])
         self.step, self.seconds = saved["step"], saved["seconds"]
         return int(saved["metrics_bytes"])
 

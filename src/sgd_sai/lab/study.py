@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from sgd_sai.lab import runner
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import Record, RunConfig
-from sgd_sai.lab.tasks import TASKS
+from sgd_sai.lab.tasks import ALL
 
 
 class Study:
@@ -76,5 +76,5 @@ def better(record: Record) -> tuple[float, float]:
     if record.status != "finished" or record.result is None:
         return (float("inf"), float("inf"))
     loss = record.result["val_loss"]
-    metric = TASKS[record.config.task].metric
+    metric = ALL[record.config.task].metric
     return (loss if metric == "val_loss" else -record.result["val_accuracy"], loss)

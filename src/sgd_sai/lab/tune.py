@@ -17,7 +17,7 @@ from sgd_sai.lab import arguments, provenance, runner, tuned
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import Record, RunConfig
 from sgd_sai.lab.study import better, study
-from sgd_sai.lab.tasks import TASKS
+from sgd_sai.lab.tasks import ALL
 
 SEED = 100
 HALF_WIDTH = 2  # points on each side of the usual learning rate
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tune and enter the results; 0."""
-    tasks = arguments.names("--task", args.task, TASKS)
+    tasks = arguments.tasks(args.task, args.scale, args.data)
     optimizers = arguments.optimizers(args.optimizer)
     steps = None if args.steps is None else arguments.integer("--steps", args.steps, least=1)
     threads = arguments.threads(args.threads)
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             for optimizer in optimizers:
 
                 def train(lr: float, task: str = task, optimizer: str = optimizer) -> Record:
-                    config = RunConfig(task, optimizer, SEED, steps or TASKS[task].steps, lr, data, threads)
+                    config = RunConfig(task, optimizer, SEED, steps or ALL[task].steps, lr, data, threads)
                     folder = out / f"{task}-{optimizer}-{lr:.3g}"
                     if args.resume:
                         try:

@@ -1,10 +1,11 @@
-"""A small GPT-2 that learns to write Python, byte by byte, from the standard library's own sources."""
+"""GPT-2: a small one that learns Python byte by byte from the standard library's sources, or the paper's."""
 
 from __future__ import annotations
 
 import hashlib
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,24 +13,24 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from sgd_sai.lab.schedules import Schedule
 from sgd_sai.lab.tasks.problem import Batch, Problem, Task, batches, generator, initial_std
 
-WIDTH = 128
-CONTEXT = 64  # bytes
-BATCH = 16  # sequences
+CONTEXT, BATCH = 64, 16  # bytes, sequences, of the tiny scale
+BYTES, TOKENS = 256, 50_257  # kinds of them: bytes, and GPT-2's tokens
 VALIDATION = 256  # sequences, spread evenly over the held-out text
 HELD_OUT = 10  # one file in so many
 
 
-def model() -> nn.Module:
-    """4 layers, 128 wide, 4 heads, 256 tokens (bytes), tied embeddings, no dropout."""
+def model(width: int, layers: int, heads: int, context: int, vocabulary: int = BYTES) -> nn.Module:
+    """GPT-2 with tied embeddings, without dropout; weights of deviation 0.02 at width 768, as 1/√width."""
     config = transformers.GPT2Config(
-        vocab_size=256,
-        n_positions=CONTEXT,
-        n_embd=WIDTH,
-        n_layer=4,
-        n_head=4,
-        initializer_range=initial_std(WIDTH),
+        vocab_size=vocabulary,
+        n_positions=context,
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        initializer_range=initial_std(width),
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
@@ -41,37 +42,86 @@ def model() -> nn.Module:
     return network
 
 
-def load(path: Path | None) -> Problem:
+def tiny() -> nn.Module:
+    """4 layers, 128 wide, 4 heads, bytes."""
+    return model(128, 4, 4, CONTEXT)
+
+
+def load(
+    path: Path | None,
+    made: Callable[[], nn.Module] | None = None,
+    context: int = CONTEXT,
+    batch_size: int = BATCH,
+) -> Problem:
     """The text of `path`, a file or a folder of text files, or of the running interpreter's library."""
-    root, files = _standard_library() if path is None else _text_files(path)
-    train, held_out = _split(root, files)
+    root, files = standard_library() if path is None else text_files(path)
+    train, held_out = split(root, files, context)
     source = "Python's standard library" if path is None else str(path)
+    return of_bytes(train, held_out, source, made or tiny, context, batch_size)
+
+
+def of_bytes(
+    train: bytes, held_out: bytes, source: str, made: Callable[[], nn.Module], context: int, batch_size: int
+) -> Problem:
+    """The problem of the next byte of a text."""
     digest = hashlib.sha256(train + held_out).hexdigest()[:12]
-    starts = np.linspace(0, len(held_out) - CONTEXT - 1, VALIDATION).astype(int)
-    text = np.frombuffer(train, dtype=np.uint8)
-
-    def batch(seed: int, step: int) -> Batch:
-        return _windows(text, generator(seed, step).integers(0, len(text) - CONTEXT, BATCH))
-
-    return Problem(
-        model=model,
-        batch=batch,
-        validation=list(batches(*_windows(np.frombuffer(held_out, dtype=np.uint8), starts), BATCH)),
-        data=(
-            f"{source}, sha256 {digest}: {len(train)} bytes to train on, "
-            f"{len(held_out)} held out, of which {VALIDATION} × {CONTEXT} are judged"
-        ),
+    return _of_symbols(
+        np.frombuffer(train, np.uint8),
+        np.frombuffer(held_out, np.uint8),
+        f"{source}, sha256 {digest}: {len(train)} bytes to train on, {len(held_out)} held out",
+        made,
+        context,
+        batch_size,
     )
 
 
-def _standard_library() -> tuple[Path, list[Path]]:
+def tokens(path: Path | None) -> Problem:
+    """GPT-2's tokens in train.bin and val.bin, uint16, the usual form of a tokenised OpenWebText."""
+    parts = []
+    for part in ("train.bin", "val.bin"):
+        file = Path(path or "") / part
+        if path is None or not file.is_file() or file.stat().st_size < 2 * 2 * 1024 + 2:
+            raise ValueError(
+                f"--data: given {path}; this scale of gpt needs a folder with train.bin and val.bin, GPT-2's "
+                "tokens as uint16, as for OpenWebText, each more than 2048 tokens"
+            )
+        parts.append(np.memmap(file, np.uint16, "r", shape=(file.stat().st_size // 2,)))
+    train, held_out = parts
+    data = f"{path}: {len(train)} tokens to train on, {len(held_out)} held out"
+    return _of_symbols(train, held_out, data, partial(model, 768, 12, 12, 1024, TOKENS), 1024, 480)
+
+
+def _of_symbols(
+    train: np.ndarray,
+    held_out: np.ndarray,
+    data: str,
+    made: Callable[[], nn.Module],
+    context: int,
+    batch_size: int,
+) -> Problem:
+    starts = np.linspace(0, len(held_out) - context - 1, VALIDATION).astype(int)
+
+    def batch(seed: int, step: int) -> Batch:
+        return _windows(train, generator(seed, step).integers(0, len(train) - context, batch_size), context)
+
+    return Problem(
+        model=made,
+        batch=batch,
+        validation=list(batches(16, *_windows(held_out, starts, context))),
+        data=f"{data}, of which {VALIDATION} × {context} are judged",
+    )
+
+
+def standard_library() -> tuple[Path, list[Path]]:
+    """The folder of the running interpreter's library and its modules, without tests."""
     root = Path(sysconfig.get_path("stdlib"))
     left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3"}
     files = (path for path in root.rglob("*.py") if not left_out & set(path.relative_to(root).parts))
     return root, sorted(files)
 
 
-def _text_files(path: Path) -> tuple[Path, list[Path]]:
+def text_files(path: Path) -> tuple[Path, list[Path]]:
+    """A folder and all files below it, or a file and its folder."""
     if not path.exists():
         raise ValueError(
             f"--data: given {path}, which does not exist; allowed: a text file or a folder of them"
@@ -81,7 +131,7 @@ def _text_files(path: Path) -> tuple[Path, list[Path]]:
     return path, sorted(file for file in path.rglob("*") if file.is_file())
 
 
-def _split(root: Path, files: list[Path]) -> tuple[bytes, bytes]:
+def split(root: Path, files: list[Path], context: int) -> tuple[bytes, bytes]:
     """(training, held-out) text: every tenth file, in an order by hash, is held out; of one file, its end."""
     texts = {}
     for file in files:
@@ -103,10 +153,10 @@ def _split(root: Path, files: list[Path]) -> tuple[bytes, bytes]:
         held_names = set(names[::HELD_OUT])
         train = _joined(texts[name] for name in texts if name not in held_names)
         held_out = _joined(texts[name] for name in texts if name in held_names)
-    if min(len(train), len(held_out)) <= 2 * CONTEXT:
+    if min(len(train), len(held_out)) <= 2 * context:
         raise ValueError(
             f"--data: {files[0] if len(files) == 1 else root} holds {len(train)} bytes of text to train on "
-            f"and {len(held_out)} to hold out; needed: more than {2 * CONTEXT} of each"
+            f"and {len(held_out)} to hold out; needed: more than {2 * context} of each"
         )
     return train, held_out
 
@@ -115,13 +165,13 @@ def _joined(texts: Iterable[bytes]) -> bytes:
     return b"\n".join(texts)
 
 
-def _windows(text: np.ndarray[tuple[int], np.dtype[np.uint8]], starts: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Bytes from each start, and the bytes that follow them: int64, shape (starts, CONTEXT)."""
-    windows = torch.from_numpy(text[starts[:, None] + np.arange(CONTEXT + 1)].astype(np.int64))
+def _windows(text: np.ndarray, starts: np.ndarray, context: int) -> tuple[Tensor, Tensor]:
+    """Symbols from each start, and those that follow them: int64, shape (starts, context)."""
+    windows = torch.from_numpy(text[starts[:, None] + np.arange(context + 1)].astype(np.int64))
     return windows[:, :-1], windows[:, 1:]
 
 
-TASK = Task(
+TINY = Task(
     name="gpt",
     title="GPT-2 on Python sources",
     about="GPT-2, 4 layers of width 128, byte level, context 64, batch 16",
@@ -131,4 +181,31 @@ TASK = Task(
     shrink=1e-4,
     clip=1.0,
     load=load,
+)
+SMALL = Task(
+    name="gpt-small",
+    title="GPT-2, byte level, 12 layers",
+    about="GPT-2, 12 layers of width 384, byte level, context 512, batch 64, bf16",
+    metric="val_loss",
+    unit="nats per byte",
+    steps=3000,
+    shrink=1e-4,
+    clip=1.0,
+    load=partial(load, made=partial(model, 384, 12, 6, 512), context=512, batch_size=64),
+    bf16=True,
+)
+#: Adam-mini's settings: κ = AdamW's lr 6e-4 × λ 0.1; 480 × 1024 tokens a step. 100 000 steps are chosen.
+PAPER = Task(
+    name="gpt-paper",
+    title="GPT-2 small on OpenWebText",
+    about="GPT-2, 12 layers of width 768, context 1024, 480 sequences a step, bf16",
+    metric="val_loss",
+    unit="nats per token",
+    steps=100_000,
+    shrink=6e-5,
+    clip=1.0,
+    load=tokens,
+    schedule=Schedule(warm_up=0.02, floor=0.1),
+    accumulate=40,
+    bf16=True,
 )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -14,8 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-#: Inputs, and the class of each position, of shape () or (length,) per sample.
-Batch = tuple[Tensor, Tensor]
+from sgd_sai.lab.schedules import Schedule
+
+#: The model's inputs and, last, the targets: the class of each position, of shape () or (length,) per sample.
+Batch = tuple[Tensor, ...]
+
+IGNORED = -100  # a target that does not count
 
 
 @dataclass(frozen=True)
@@ -31,31 +35,39 @@ class Problem:
 
     model: Callable[[], nn.Module]
     batch: Callable[[int, int], Batch]
-    validation: list[Batch]
+    validation: Sequence[Batch]
     data: str
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy of the batch in nats, a 0-dim tensor."""
-        inputs, classes = batch
-        return F.cross_entropy(model(inputs).logits.flatten(0, -2), classes.flatten())
+        *inputs, classes = on_device_of(model, batch)
+        # Targets of one dimension more are probabilities: of mixed images.
+        logits = model(*inputs).logits
+        flat = classes if classes.is_floating_point() else classes.flatten()
+        return F.cross_entropy(logits.flatten(0, -2), flat, ignore_index=IGNORED)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """{"val_loss": nats a class, "val_accuracy": fraction} on all held-out batches."""
         model.eval()
         loss = right = count = 0.0
-        for inputs, classes in self.validation:
-            logits, flat = model(inputs).logits.flatten(0, -2), classes.flatten()
-            loss += F.cross_entropy(logits, flat, reduction="sum").item()
+        for batch in self.validation:
+            *inputs, classes = on_device_of(model, batch)
+            logits, flat = model(*inputs).logits.flatten(0, -2), classes.flatten()
+            loss += F.cross_entropy(logits, flat, reduction="sum", ignore_index=IGNORED).item()
             right += (logits.argmax(-1) == flat).sum().item()
-            count += flat.numel()
+            count += (flat != IGNORED).sum().item()
         model.train()
         return {"val_loss": loss / count, "val_accuracy": right / count}
+
+    def samples(self, model: nn.Module) -> bytes | None:
+        """A PNG of what the model makes, if it makes pictures."""
+        return None
 
 
 @dataclass(frozen=True)
 class Task:
-    """One row of the study.
+    """One row of the study: a task at one scale.
 
     Attributes:
         name, title: for the command line and for the report.
@@ -67,6 +79,10 @@ class Task:
         clip: largest global gradient norm, or None.
         load: data path, or None for the data that comes with the task → the problem. Raises ValueError,
             one line, for a path that it cannot use.
+        schedule: what multiplies the learning rate.
+        accumulate: into how many parts a batch is cut, whose gradients are averaged, to fit into memory.
+        bf16: whether the model computes in bfloat16, by autocast.
+        workers: processes that prepare batches ahead.
     """
 
     name: str
@@ -78,6 +94,16 @@ class Task:
     shrink: float
     clip: float | None
     load: Callable[[Path | None], Problem]
+    schedule: Schedule = field(default_factory=Schedule)
+    accumulate: int = 1
+    bf16: bool = False
+    workers: int = 0
+
+
+def on_device_of(model: nn.Module, batch: Batch) -> Batch:
+    """The batch where the model is."""
+    device = next(model.parameters()).device
+    return tuple(part.to(device, non_blocking=True) for part in batch)
 
 
 def generator(seed: int, *key: int) -> np.random.Generator:
@@ -100,6 +126,11 @@ def epoch_indices(samples: int, size: int, seed: int, step: int) -> NDArray[np.i
     return generator(seed, epoch).permutation(samples)[place * size : (place + 1) * size]
 
 
-def batches(inputs: Tensor, classes: Tensor, size: int) -> Iterator[Batch]:
-    """(inputs, classes) cut into consecutive batches."""
-    yield from zip(torch.split(inputs, size), torch.split(classes, size), strict=True)
+def batches(size: int, *parts: Tensor) -> Iterator[Batch]:
+    """Inputs and targets cut into consecutive batches."""
+    yield from zip(*(torch.split(part, size) for part in parts), strict=True)
+
+
+def needs(package: str, task: str) -> ValueError:
+    """The error, one line, for a package that is not installed."""
+    return ValueError(f"{task} needs the package {package!r}: pip install 'sgd-sai[study]'")
