@@ -52,7 +52,8 @@ def train(model: nn.Module, optimizer: SGDSaI, steps: range) -> list[float]:
     return losses
 
 
-folder = [tempfile.mkdtemp() if rank == 0 else ""]
+shared = tempfile.TemporaryDirectory() if rank == 0 else None
+folder = [shared.name if shared else ""]
 dist.broadcast_object_list(folder)
 
 model, optimizer = sharded()
