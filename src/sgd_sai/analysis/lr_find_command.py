@@ -14,11 +14,14 @@ from sgd_sai.analysis.page import Axis, Chart, Section
 from sgd_sai.analysis.range_test import RangeTest, range_test
 from sgd_sai.analysis.workload import load
 from sgd_sai.cli import CommandError
+from sgd_sai.gsnr import Normalize
 from sgd_sai.lab import arguments, optimizers, tuned
 from sgd_sai.lab.tasks import TASKS
 
 #: AdamW's learning rates that the range covers, where none is given.
 _LOW, _HIGH = 1e-6, 1.0
+#: Optimizers of the lab whose lr has another form than the paper's.
+_FORMS: dict[str, Normalize] = {"release": False, "sgd-sai-raw": False, "sgd-sai-rms": "rms"}
 _LINES = 16  # of the picture on the terminal
 
 
@@ -41,14 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tuned",
         action="store_true",
-        help="no range test: AdamW's tuned lr of each task of the lab, transferred, beside SGD-SaI's own",
+        help="no range test: AdamW's tuned lr of the lab's tasks (all, or WORKLOAD: names with commas), "
+        "transferred, beside SGD-SaI's own",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Find, print, and draw if asked to; 0."""
-    if args.tuned != (args.workload is None):
-        raise CommandError("give either a WORKLOAD or --tuned")
+    if args.workload is None and not args.tuned:
+        raise CommandError("WORKLOAD is missing: a task, or module:factory; or give --tuned")
     try:
         return _tuned(args) if args.tuned else _range(args)
     except ValueError as error:
@@ -56,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _range(args: argparse.Namespace) -> int:
-    (name,) = arguments.names("--optimizer", args.optimizer, optimizers.OPTIMIZERS)[:1]
+    name = args.optimizer
+    if name not in optimizers.OPTIMIZERS:
+        raise CommandError(f"--optimizer: given {name!r}; allowed: {', '.join(optimizers.OPTIMIZERS)}")
     steps = arguments.integer("--steps", args.steps, least=2)
     shared = output.checked(args)
     ends = [
@@ -94,9 +100,9 @@ def _range(args: argparse.Namespace) -> int:
 
 
 def _ratio(first: Measurement, optimizer: str) -> float:
-    """η/η_AdamW for which the first updates are equally large."""
-    if optimizer == "sgd-sai":
-        return first.adam_lr_ratio(True)
+    """η/η_AdamW for which the first updates are equally large; 1 where that is not known."""
+    if optimizer == "release" or optimizer.startswith("sgd-sai"):
+        return first.adam_lr_ratio(_FORMS.get(optimizer, True))
     if optimizer == "sgd":
         return 1.0 / gsnr.rms_normalizer([1.0] * len(first.latched), [b.moments for b in first.latched])
     return 1.0
@@ -190,7 +196,7 @@ def _tuned(args: argparse.Namespace) -> int:
     """AdamW's tuned lr of each task, transferred, beside SGD-SaI's tuned one."""
     entries = tuned.read(tuned.OWN)
     rows: list[dict[str, Any]] = []
-    for task in TASKS:
+    for task in arguments.names("WORKLOAD", args.workload or "all", TASKS):
         pair = entries.get(task, {})
         if {"adamw", "sgd-sai"} <= set(pair):
             adamw, own = pair["adamw"], pair["sgd-sai"]
@@ -214,7 +220,7 @@ def _tuned(args: argparse.Namespace) -> int:
                 }
             )
     if not rows:
-        raise CommandError("--tuned: no task has tuned learning rates of both adamw and sgd-sai")
+        raise CommandError("--tuned: none of these tasks has tuned learning rates of both adamw and sgd-sai")
     record = {"tasks": rows, **output.provenance()}
     if args.json:
         output.print_json(record)
