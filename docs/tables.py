@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sgd_sai.lab import tuned
-from sgd_sai.lab.optimizers import OPTIMIZERS
+from sgd_sai.lab.optimizers import DEFAULT, OPTIMIZERS
 from sgd_sai.lab.records import read_runs
 from sgd_sai.lab.summary import by_task
 
@@ -96,9 +96,9 @@ def times() -> str:
 def learning_rates() -> str:
     """The tuned learning rates that come with the package."""
     entries = tuned.read(tuned.OWN)
-    rows = [["", *(entry.label for entry in OPTIMIZERS.values())]]
+    rows = [["", *(OPTIMIZERS[name].label for name in DEFAULT)]]
     for task, row in entries.items():
-        rows.append([task, *(f"{row[name]['lr']:g}" if name in row else "–" for name in OPTIMIZERS)])
+        rows.append([task, *(f"{row[name]['lr']:g}" if name in row else "–" for name in DEFAULT)])
     return table(*rows)
 
 

@@ -12,12 +12,14 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from sgd_sai.lab import statistics
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import Record
 from sgd_sai.lab.schedules import Schedule
 from sgd_sai.lab.summary import Row, TaskSummary, sentences
 
 _MISSING = "–"
+BASE = "adamw"  # what the others are compared with
 _FIRST_SCHEDULE = str(Schedule())  # of records that do not name theirs
 
 
@@ -145,6 +147,7 @@ def _table(task: TaskSummary) -> str:
         columns.append(("Validation accuracy", [_result(task, row, metric) for row in task.rows]))
     columns += [
         (f"Validation loss, {task.about['unit']}", [_loss(task, row) for row in task.rows]),
+        *_against(task),
         ("Steps", [_steps(row) for row in task.rows]),
         ("Training", [_number(row.mean("seconds"), ".0f", " s") for row in task.rows]),
         ("Optimizer state", [_bytes(row.state_bytes) for row in task.rows]),
@@ -161,6 +164,43 @@ def _table(task: TaskSummary) -> str:
         for index in range(len(task.rows))
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _against(task: TaskSummary) -> list[tuple[str, list[str]]]:
+    """The columns about AdamW, if it was run beside others."""
+    base = next((row.runs for row in task.rows if row.optimizer == BASE), None)
+    if base is None or len(task.rows) < 2:
+        return []
+    metric = task.about["metric"]
+    differences, times = [], []
+    for row in task.rows:
+        own = row.runs is base
+        found = None if own else statistics.difference(row.runs, base, metric)
+        differences.append(_MISSING if found is None else _difference(task, found))
+        moment = statistics.reached(row.runs, base, metric, task.by_accuracy)
+        times.append(_MISSING if moment is None else _moment(moment))
+    return [("Difference to AdamW, 95 % interval", differences), ("As good as AdamW ends, at", times)]
+
+
+def _difference(task: TaskSummary, found: statistics.Difference) -> str:
+    scale, digits, unit = (100, 1, " points") if task.by_accuracy else (1, 4, "")
+
+    def shown(value: float) -> str:
+        return f"{scale * value:+.{digits}f}".replace("-", "\u2212")
+
+    if found.interval is None:
+        return f"{shown(found.mean)}{unit} <small>one seed</small>"
+    low, high = found.interval
+    return f"{shown(found.mean)} ({shown(low)} to {shown(high)}){unit} <small>{found.pairs} seeds</small>"
+
+
+def _moment(moment: statistics.Reached) -> str:
+    if moment.steps is None or moment.seconds is None:
+        return "not reached"
+    some = (
+        f" <small>{moment.reached} of {moment.pairs} seeds</small>" if moment.reached < moment.pairs else ""
+    )
+    return f"step {moment.steps:.0f}, {moment.seconds:.0f} s{some}"
 
 
 def _result(task: TaskSummary, row: Row, metric: str) -> str:
