@@ -130,15 +130,15 @@ def summary(model: nn.Module) -> list[dict[str, Any]]:
 
 def table(record: dict[str, Any]) -> str:
     """The record as the Markdown table of docs/gsnr.md."""
-    lines = ["| | blocks | d | √d | G_snr/√d: median | range |", "|---|---|---|---|---|---|"]
+    lines = ["| | blocks | d | √d | G_snr/√d: median | smallest | largest |", "|---|---|---|---|---|---|---|"]
     for model, rows in record["models"].items():
-        lines.append(f"| **{model}** | | | | | |")
+        lines.append(f"| **{model}** | | | | | | |")
         for row in rows:
             median, smallest, largest = (f"{row[key]:.4f}" for key in ("median", "smallest", "largest"))
             d = f"{row['d']:,}".replace(",", " ")
             lines.append(
                 f"| {row['kind']} | {row['blocks']} | {d} | {math.sqrt(row['d']):.1f} | {median} "
-                f"| {smallest}–{largest} |"
+                f"| {smallest} | {largest} |"
             )
     return "\n".join(lines)
 

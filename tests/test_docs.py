@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import inspect
 import json
 import os
 import re
@@ -20,6 +21,7 @@ import pytest
 import torch
 from torch import nn
 
+from sgd_sai import SGDSaI
 from sgd_sai.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
@@ -42,14 +44,21 @@ def what_a_reader_has() -> dict[str, Any]:
     return {"model": model, "my_model": model, "x": x, "y": y, "loss_fn": nn.functional.cross_entropy}
 
 
+#: Fragments for several ranks or for DeepSpeed, which are compiled only; tests/distributed runs such calls.
+FRAGMENTS = {"distributed.md", "distributed-costs.md"}
+
+
 @every_page
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a page share their names; those that show a file of `examples` are run as examples."""
     monkeypatch.chdir(tmp_path)
     names = what_a_reader_has()
     for line, block in fences(page, "python"):
-        if "--8<--" not in block:
-            exec(compile("\n" * line + block, page.name, "exec"), names)
+        if "--8<--" in block:
+            continue
+        code = compile("\n" * line + block, page.name, "exec")
+        if page.name not in FRAGMENTS:
+            exec(code, names)
 
 
 def shown_commands(page: Path) -> set[str]:
@@ -96,6 +105,18 @@ def test_named_tests_exist(page: Path) -> None:
 def test_links_to_files_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text("utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@every_page
+def test_shown_options_exist(page: Path) -> None:
+    options = inspect.signature(SGDSaI).parameters
+    for _, block in fences(page, "python"):
+        for node in ast.walk(ast.parse(block if "--8<--" not in block else "")):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in (
+                "SGDSaI",
+                "SGD_sai",
+            ):
+                assert {keyword.arg for keyword in node.keywords} <= set(options), ast.unparse(node)
 
 
 def test_every_example_is_shown() -> None:
