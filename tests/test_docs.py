@@ -50,12 +50,10 @@ FRAGMENTS = {"distributed.md", "distributed-costs.md"}
 
 @every_page
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks of a page share their names; those that show a file of `examples` are run as examples."""
+    """The blocks of a page share their names. Files of `examples` stand in {.python}: they run as examples."""
     monkeypatch.chdir(tmp_path)
     names = what_a_reader_has()
     for line, block in fences(page, "python"):
-        if "--8<--" in block:
-            continue
         code = compile("\n" * line + block, page.name, "exec")
         if page.name not in FRAGMENTS:
             exec(code, names)
@@ -111,7 +109,7 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
 def test_shown_options_exist(page: Path) -> None:
     options = inspect.signature(SGDSaI).parameters
     for _, block in fences(page, "python"):
-        for node in ast.walk(ast.parse(block if "--8<--" not in block else "")):
+        for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in (
                 "SGDSaI",
                 "SGD_sai",
