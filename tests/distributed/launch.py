@@ -72,20 +72,6 @@ def accelerate() -> nn.Module:
     return model
 
 
-def accelerate_fsdp2() -> nn.Module:
-    from accelerate import Accelerator, FullyShardedDataParallelPlugin
-
-    plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["Block"]
-    )
-    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
-    model = Tiny()
-    wrapped, optimizer = accelerator.prepare(model, SGDSaI(model.parameters(), lr=LR))
-    loop(wrapped, optimizer, accelerator.backward)
-    assert all(hasattr(p, "placements") for p in wrapped.parameters())  # sharded indeed
-    return wrapped
-
-
 def trainer() -> nn.Module:
     from transformers import Trainer, TrainingArguments
 
@@ -104,7 +90,7 @@ def trainer() -> nn.Module:
     return model.model
 
 
-WAYS = {way.__name__: way for way in (ddp, fsdp2, accelerate, accelerate_fsdp2, trainer)}
+WAYS = {way.__name__: way for way in (ddp, fsdp2, accelerate, trainer)}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()

@@ -128,3 +128,21 @@ def test_saved_on_some_ranks_and_loaded_on_others(
                     for kind in ("params", "momenta"):
                         for key in whole[kind]:
                             assert torch.equal(end[kind][key], whole[kind][key]), (name, key)
+
+
+def saved_between_measuring_and_moving(folder: Path) -> None:
+    model, optimizer, share = training()
+    optimizer = SGDSaI(model.parameters(), measure_first=True, **OPTIONS)
+    train(model, optimizer, [LATE], share)
+    dcp.save(states(model, optimizer, KINDS["plain"]), checkpoint_id=folder / "between")
+    train(model, optimizer, [LATE + 1], share)
+    dcp.save(states(model, optimizer, KINDS["plain"]), checkpoint_id=folder / "after")
+    other = SGDSaI(model.parameters(), measure_first=True, **OPTIONS)
+    dcp.load(states(model, other, KINDS["plain"]), checkpoint_id=folder / "after")
+    with pytest.raises(dcp.CheckpointException, match=r"optimizer.state.\w+.*momentum_buffer"):
+        dcp.load(states(model, other, KINDS["plain"]), checkpoint_id=folder / "between")
+
+
+def test_between_measuring_and_moving(tmp_path: Path) -> None:
+    """The tutorial's variant has no momentum there, and a distributed checkpoint no way to say so."""
+    world(2, saved_between_measuring_and_moving, tmp_path)
