@@ -50,7 +50,7 @@ FRAGMENTS = {"distributed.md", "distributed-costs.md"}
 
 @every_page
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks of a page share their names. Files of `examples` stand in {.python}: they run as examples."""
+    """A page's blocks share their names. Files of `examples` stand in {.python}: they run as examples."""
     monkeypatch.chdir(tmp_path)
     names = what_a_reader_has()
     for line, block in fences(page, "python"):
