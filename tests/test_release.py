@@ -114,7 +114,7 @@ def backward(net: nn.Module) -> None:
 def test_clipping_by_the_global_norm_is_refused() -> None:
     net, _ = released_net()
     backward(net)
-    with pytest.raises(RuntimeError, match="gradient_release: .* Clipping by the global norm"):
+    with pytest.raises(RuntimeError, match=r"gradient_release: .* Clipping by the global norm"):
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
 
 
@@ -130,7 +130,7 @@ def test_grad_scaler_is_refused() -> None:
     scaler = torch.amp.GradScaler("cpu")
     tokens = torch.arange(14).view(2, 7)
     scaler.scale(nn.functional.cross_entropy(net(tokens).flatten(0, 1), tokens.flatten())).backward()
-    with pytest.raises(RuntimeError, match="gradient_release: .* GradScaler"):
+    with pytest.raises(RuntimeError, match=r"gradient_release: .* GradScaler"):
         scaler.step(optimizer)
 
 
@@ -152,5 +152,5 @@ def test_remove_gives_the_gradients_back() -> None:
 
 def test_an_optimizer_that_lacks_a_parameter() -> None:
     net = Net()
-    with pytest.raises(ValueError, match="optimizer: lacks 1 parameter.*'gate'"):
+    with pytest.raises(ValueError, match=r"optimizer: lacks 1 parameter.*'gate'"):
         gradient_release(net, SGDSaI([p for name, p in net.named_parameters() if name != "gate"]))
