@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -151,8 +152,10 @@ def _read_parquet(files: list[Path], task: str) -> tuple[Tensor, Tensor]:
     except ModuleNotFoundError:
         raise needs("datasets", task) from None
     names = ", ".join(map(str, files))
+    datasets.disable_progress_bars()
     try:
-        table = datasets.Dataset.from_parquet([str(file) for file in files], keep_in_memory=True)
+        with TemporaryDirectory() as cache:  # or it would keep a copy for good
+            table = datasets.Dataset.from_parquet(list(map(str, files)), cache_dir=cache, keep_in_memory=True)
         image = next((name for name in ("img", "image") if name in table.column_names), None)
         if image is None or "label" not in table.column_names:
             raise ValueError(f"columns {', '.join(table.column_names)}; needed: {_COLUMNS}")
