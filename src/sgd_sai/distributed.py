@@ -33,13 +33,8 @@ def local(tensor: Tensor) -> Tensor:
     if not is_spread(tensor):
         return tensor
     part: Any = tensor._local_tensor  # to_local() makes a view of a parameter at each call
-    return part if type(part) is Tensor else _arrived(part)
-
-
-def _arrived(part: Any) -> Tensor:
-    """A tensor of a communication that may still be under way."""
-    arrived: Tensor = part.wait() if hasattr(part, "wait") else part
-    return arrived
+    here: Tensor = part.wait() if hasattr(part, "wait") else part  # a communication may be under way
+    return here
 
 
 def laid_out_as(tensor: Tensor, param: Tensor) -> Tensor:

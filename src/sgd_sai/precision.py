@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgd_sai.distributed import local_parts
 from sgd_sai.gsnr import as_real
 
 #: Elements that share a scale.
@@ -46,7 +47,7 @@ class Momentum8:
 
     def parts(self, n: int) -> Iterator[Momentum8]:
         """The n equal parts along dim 0, each of which has its own scales."""
-        for codes, absmax in zip(equal_parts(self.codes, n), equal_parts(self.absmax, n), strict=True):
+        for codes, absmax in zip(local_parts(self.codes, n), local_parts(self.absmax, n), strict=True):
             yield Momentum8(codes, absmax)
 
 
@@ -86,14 +87,6 @@ def round_to(θ: Tensor, exact: Tensor, rounding: str, compensation: Tensor | No
     θ.copy_(exact)
     if compensation is not None:
         compensation.copy_(exact - θ.float())
-
-
-def equal_parts(tensor: Tensor, n: int) -> list[Tensor]:
-    """Views of n equal parts along dim 0. One by one: autograd lets no output of `chunk` be written to."""
-    if n == 1:
-        return [tensor]
-    size = tensor.size(0) // n
-    return [tensor[part * size : (part + 1) * size] for part in range(n)]
 
 
 def _flat(dense: Tensor) -> Tensor:

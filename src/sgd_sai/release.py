@@ -11,10 +11,10 @@ from typing import Any, NoReturn, cast
 
 from torch import Tensor, nn
 
-from sgd_sai.gsnr import UNLATCHED, Moments, as_real, measure
+from sgd_sai.distributed import laid_out_as, local_parts, part_of
+from sgd_sai.gsnr import UNLATCHED, Moments, measure
 from sgd_sai.optimizer import SGDSaI
 from sgd_sai.options import Group
-from sgd_sai.precision import equal_parts
 
 
 class GradientRelease:
@@ -51,8 +51,8 @@ class GradientRelease:
         if any(of["gsnr_max"] != UNLATCHED for of in optimizer.param_groups):
             optimizer.step_alone(group, index)
         elif group["measure_first"]:
-            parts = equal_parts(as_real(cast(Tensor, param.grad)), group["split"])
-            self._measured[param] = measure([[part] for part in parts])
+            grad, split = laid_out_as(cast(Tensor, param.grad), param), group["split"]
+            self._measured[param] = measure([[part_of(grad, split, g)] for g in local_parts(grad, split)])
         else:
             return  # the ordinary first step
         param.grad = Released(param)

@@ -35,7 +35,7 @@ from torch.distributed.tensor.parallel import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from world import world
 
-from sgd_sai import UNLATCHED, SGDSaI, g_snr, measure
+from sgd_sai import UNLATCHED, SGDSaI, g_snr, gradient_release, measure
 
 
 def shard(model: Tiny, mesh: DeviceMesh, **policy: Any) -> Tiny:
@@ -115,6 +115,24 @@ def test_equals_one_process(scenario: Any, ranks: int, gain: Any, groups: int) -
     for found, collectives in world(ranks, scenario):
         assert_same_outcome(found, truth)
         assert collectives == [groups if step in (0, LATE) else 0 for step in range(STEPS)]
+
+
+def released(options: dict[str, Any]) -> Any:
+    """Tensor parallel, each parameter moved inside backward."""
+    model = tensor_parallel(Tiny(()), init_device_mesh("cpu", (2,)))
+    optimizer = SGDSaI(model.parameters(), **OPTIONS, **options)
+    gradient_release(model, optimizer)
+    train(model, optimizer, range(LATE, LATE + 6))
+    return outcome(model, optimizer)
+
+
+@pytest.mark.parametrize("options", [{}, {"measure_first": True}], ids=str)
+def test_gradient_release(options: dict[str, Any]) -> None:
+    model = Tiny(())
+    optimizer = SGDSaI(model.parameters(), **OPTIONS, **options)
+    train(model, optimizer, range(LATE, LATE + 6))
+    for found in world(2, released, options):
+        assert_same_outcome(found, outcome(model, optimizer))
 
 
 def mixed_precision() -> None:
