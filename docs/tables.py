@@ -14,7 +14,7 @@ from sgd_sai.lab.records import read_runs
 from sgd_sai.lab.summary import by_task
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "speed.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "speed.md", ROOT / "docs" / "low-precision.md")
 DEMO = ROOT / "docs" / "records" / "demo"
 SPEED = ROOT / "benchmarks" / "results" / "speed"
 
@@ -93,6 +93,22 @@ def times() -> str:
     return "\n\n".join(parts) or "Not measured yet; `make bench` does."
 
 
+def precisions() -> str:
+    """What `benchmarks/low_precision.py` recorded."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "low-precision.json").read_text())
+    losses = record["val_loss"]
+    seeds = [seed for seed in losses["float32"] if all(seed in of_name for of_name in losses.values())]
+    rows = [["parameters, rounding, momentum", *(f"seed {seed}" for seed in seeds), "mean − float32"]]
+    for name, of_seed in losses.items():
+        difference = sum(of_seed[seed] - losses["float32"][seed] for seed in seeds) / len(seeds)
+        rows.append([name, *(f"{of_seed[seed]:.4f}" for seed in seeds), f"{difference:+.4f}"])
+    return (
+        f"{table(*rows)}\n\nValidation loss in nats per byte after {record['steps']} steps; "
+        f"{record['machine']['processor']}, torch {record['torch']}, {record['date'][:10]}: "
+        f"`{record['command']}`"
+    )
+
+
 def learning_rates() -> str:
     """The tuned learning rates that come with the package."""
     entries = tuned.read(tuned.OWN)
@@ -107,6 +123,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "lr": learning_rates,
     "times": times,
+    "precisions": precisions,
 }
 
 
