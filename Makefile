@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: bench demo docs test lint clean
+.PHONY: bench demo docs study test lint clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -14,6 +14,11 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)  ## train three real models with three optimizers and write a report; or go on with it
 	$(BIN)/sgd-sai compare --task gpt,vit,cnn --out runs/demo --resume
+
+STUDIED := --task all --optimizer sgd,adamw,adam-mini,sgd-sai --threads 1
+study: $(READY)  ## tune what is not tuned yet, then five tasks, four optimizers, three seeds; or go on with it
+	$(BIN)/sgd-sai tune $(STUDIED) --missing --tuned src/sgd_sai/lab/tuned.json --out runs/study-tune --resume
+	$(BIN)/sgd-sai compare $(STUDIED) --seeds 0,1,2 --out runs/study --resume
 
 test: $(READY)  ## the whole test-suite, in parallel
 	$(BIN)/pytest

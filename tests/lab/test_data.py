@@ -200,8 +200,9 @@ def test_a_small_gpt_trains_in_parts_and_in_bf16():
 
 
 @pytest.mark.skipif("SGD_SAI_DATA" not in os.environ, reason="SGD_SAI_DATA names no folder with cifar10/")
-def test_cifar10(tmp_path):
-    folder = Path(os.environ["SGD_SAI_DATA"], "cifar10")
-    problem = load("cnn", str(folder))
+def test_cifar10():
+    problem = load("cnn", str(Path(os.environ["SGD_SAI_DATA"], "cifar10")))
     assert "50000 images to train on, 10000 held out" in problem.data
-    assert main(compare(tmp_path / "out", "--data", str(folder), steps=10)) == 0
+    inputs, classes = problem.batch(0, 0)
+    assert inputs.shape == (64, 3, 32, 32)
+    assert set(classes.tolist()) <= set(range(10))

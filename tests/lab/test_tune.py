@@ -56,6 +56,8 @@ def test_a_result_is_entered_and_used(tmp_path):
     assert entry["grid"] == [point["lr"] for point in entry["points"]]
     assert entry["lr"] in entry["grid"][1:-1]
     assert len(list((tmp_path / "tune").glob("*/run.json"))) == len(entry["grid"])
+    assert main(["tune", *small, "--missing", "--out", str(tmp_path / "none")]) == 0
+    assert not list((tmp_path / "none").glob("*/run.json"))  # nothing was missing
     assert main(["compare", *small, "--out", str(tmp_path / "out")]) == 0
     assert Record.read(tmp_path / "out" / "cnn-adamw-0").config.lr == entry["lr"]
 

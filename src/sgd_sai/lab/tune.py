@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tuned", metavar="FILE", type=Path, default=Path("tuned.json"), help="where to enter the result"
     )
+    parser.add_argument("--missing", action="store_true", help="leave out what FILE has already")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         args.out, args.resume, Path("runs", "tune-" + provenance.now()[:19].replace(":", ""))
     )
     try:
-        tuned.read(args.tuned)
+        entries = tuned.read(args.tuned)
     except ValueError as error:
         raise CommandError(f"--tuned: {error}") from None
     if not args.tuned.parent.is_dir():
@@ -53,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
     with study() as runs:
         for task in tasks:
             for optimizer in optimizers:
+                if args.missing and optimizer in entries.get(task, {}):
+                    continue
 
                 def train(lr: float, task: str = task, optimizer: str = optimizer) -> Record:
                     config = RunConfig(task, optimizer, SEED, steps or ALL[task].steps, lr, data, threads)
