@@ -24,7 +24,13 @@ def draw(tasks: Sequence[TaskSummary]) -> bytes:
     keys = {
         label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(keys.values(), keys.keys(), loc="outside lower center", ncols=len(keys), frameon=False)
+    figure.legend(
+        keys.values(),
+        keys.keys(),
+        loc="outside lower center",
+        ncols=min(len(keys), 2 * len(tasks)),
+        frameon=False,
+    )
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})
     return content.getvalue()
