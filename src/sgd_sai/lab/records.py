@@ -28,6 +28,7 @@ class RunConfig:
         steps, lr: their number, and the peak learning rate.
         data: the data path, or None for the task's own.
         threads: of torch.
+        weight_decay: λ of a sweep; None: what gives the task's κ.
     """
 
     task: str
@@ -37,6 +38,7 @@ class RunConfig:
     lr: float
     data: str | None
     threads: int
+    weight_decay: float | None = None
 
 
 @dataclass

@@ -106,13 +106,15 @@ def train(config: RunConfig, folder: Path, tuning: dict[str, Any] | None, watch:
     torch.manual_seed(config.seed)
     model = problem.model().to("cuda" if torch.cuda.is_available() else "cpu")
     model.train()
-    optimizer = optimizers.build(config.optimizer, model, config.lr, task.shrink)
+    shrink = task.shrink if config.weight_decay is None else config.lr * config.weight_decay
+    optimizer = optimizers.build(config.optimizer, model, config.lr, shrink)
     described = ("title", "about", "metric", "unit", "clip", "shrink")
     record = Record(
         config=config,
         status="running",
         task={
             **{name: getattr(task, name) for name in described},
+            "shrink": shrink,
             "data": problem.data,
             "schedule": str(task.schedule),
         },
