@@ -81,10 +81,14 @@ def page(runs: Sequence[Run]) -> str:
         style = {"colorscale": "Viridis", "reversescale": grid.metric != "val_accuracy", "showscale": False}
         heat = go.Heatmap(x=x, y=y, z=grid.found, texttemplate="%{z:.4g}", **style)
         chart.add_trace(heat, row=row, col=1)
-        chart.add_trace(go.Surface(x=x, y=y, z=grid.found, **style), row=row, col=2)
+        chart.add_trace(go.Surface(z=grid.found, **style), row=row, col=2)  # over the points' indices
         chart.update_xaxes(title="learning rate", type="category", row=row, col=1)
         chart.update_yaxes(title="weight decay λ", type="category", row=row, col=1)
-        scene = {"xaxis_title": "learning rate", "yaxis_title": "λ", "zaxis_title": grid.metric}
+        scene = {
+            "xaxis": {"title": "learning rate", "tickvals": list(range(len(x))), "ticktext": x},
+            "yaxis": {"title": "λ", "tickvals": list(range(len(y))), "ticktext": y},
+            "zaxis": {"title": grid.metric},
+        }
         chart.update_scenes(scene, row=row, col=2)
     chart.update_layout(height=460 * len(found), template="plotly_white", title="SGD-SaI: lr × weight decay")
     drawn = chart.to_html(full_html=False, include_plotlyjs=True)
@@ -99,6 +103,7 @@ def page(runs: Sequence[Run]) -> str:
 def figure(runs: Sequence[Run]) -> bytes:
     """The heat maps as the bytes of a PNG."""
     found = grids(runs)
+    paper = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 2}  # under the numbers
     drawing = Figure(figsize=(5.5, 3.8 * len(found)), dpi=150, layout="constrained")
     for axes, grid in zip(drawing.subplots(len(found), 1, squeeze=False)[:, 0], found, strict=True):
         numbers = [[float("nan") if value is None else value for value in row] for row in grid.found]
@@ -111,7 +116,7 @@ def figure(runs: Sequence[Run]) -> bytes:
         for row, line in enumerate(grid.found):
             for column, value in enumerate(line):
                 shown = "–" if value is None else f"{value:.3g}"
-                axes.text(column, row, shown, ha="center", va="center", fontsize=8, color="#d62728")
+                axes.text(column, row, shown, ha="center", va="center", fontsize=8, bbox=paper)
     content = io.BytesIO()
     drawing.savefig(content, format="png", metadata={"Software": None})
     return content.getvalue()
