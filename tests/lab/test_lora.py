@@ -82,5 +82,5 @@ def test_a_run_keeps_what_is_trained_and_shows_what_it_makes(task, tmp_path):
     assert all("lora_" in name for name in saved)
     page = (out / "report.html").read_text()
     assert (folder / SAMPLES).is_file() == (task == "diffusion")
-    assert ('src="data:image/png;base64,iVBOR' in page) == (task == "diffusion")
+    assert ('" src="data:image/png;base64,iVBOR' in page) == (task == "diffusion")
     assert (f'id="{task}-val_accuracy"' in page) == (task == "lora")
