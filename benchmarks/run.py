@@ -1,7 +1,8 @@
 """What `make bench` runs: `sgd-sai bench` for each model and number of threads, into results/speed/.
 
-A process for each, since torch's pool of threads does not shrink. Peers that are not installed are rows
-that say so: `pip install -e '.[peers]'` has those that install everywhere.
+A process for each, since the pool of threads does not shrink. Those that take seconds a step (8-bit states,
+Adam-mini, Prodigy) are left out; `sgd-sai bench` times them, too. A peer that is not installed is a row that
+says so.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ import sys
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results" / "speed"
-MODELS = {"gpt2": 15, "resnet18": 41, "tiny": 41}  # and how many rounds
+OPTIMIZERS = (
+    "sgd-sai,sgd-sai-no-decay,sgd-sai-bf16,sgd-sai-no-momentum,sgd-fused,sgd-foreach,adamw-fused,adamw-foreach,"
+    "release,pytorch-optimizer,optimi"
+)
+MODELS = {"gpt2": 11, "resnet18": 31, "tiny": 31}  # and how many rounds
 
 
 def main() -> None:

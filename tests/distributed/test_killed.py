@@ -11,10 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from test_checkpoint import KINDS, states, training
+from test_checkpoint import KINDS, assert_equal, states, training
 from tiny import outcome, train
 from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
 from world import start, world
@@ -73,6 +72,4 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         assert begun_at < last_saved(disturbed) < END
 
     for found in world(RANKS, train_from_the_last_checkpoint, disturbed):
-        assert found["gsnr"] == truth["gsnr"]
-        for kind in ("params", "momenta"):
-            assert all(torch.equal(found[kind][name], truth[kind][name]) for name in truth[kind])
+        assert_equal(found, truth)

@@ -47,8 +47,9 @@ def world(size: int, scenario: Callable[..., Any], *args: Any, seconds: float = 
 
 def start(size: int, folder: str, scenario: Callable[..., Any], *args: Any) -> list[Any]:
     """The processes of `size` ranks, started; what they return or raise is written to the empty `folder`."""
+    torch.save(args, f"{folder}/arguments.pt")
     ranks = [
-        _context.Process(target=_rank, args=(rank, size, folder, scenario, args), daemon=True)
+        _context.Process(target=_rank, args=(rank, size, folder, scenario), daemon=True)
         for rank in range(size)
     ]
     for process in ranks:
@@ -56,7 +57,7 @@ def start(size: int, folder: str, scenario: Callable[..., Any], *args: Any) -> l
     return ranks
 
 
-def _rank(rank: int, size: int, folder: str, scenario: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _rank(rank: int, size: int, folder: str, scenario: Callable[..., Any]) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     try:
@@ -64,6 +65,7 @@ def _rank(rank: int, size: int, folder: str, scenario: Callable[..., Any], args:
         dist.init_process_group(
             "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=30)
         )
+        args = torch.load(f"{folder}/arguments.pt", weights_only=False)
         torch.save(scenario(*args), f"{folder}/{rank}.pt")
         dist.barrier()
         dist.destroy_process_group()
