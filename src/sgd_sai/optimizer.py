@@ -197,11 +197,7 @@ class SGDSaI(Optimizer):
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             for group, work in self._scaled(groups, compiling):
                 update(
-                    work.params,
-                    work.grads,
-                    work.momenta,
-                    work.scales,
-                    work.compensations,
+                    *work.columns,
                     lr=work.lr,
                     group=group,
                     compiling=compiling,
@@ -216,18 +212,14 @@ class SGDSaI(Optimizer):
         _check_capture(groups)
         gathered = [(group, self._gather(group)) for group in groups]
         self._latch(gathered)
-        for group, work in gathered:
-            for block in work.waiting:
-                if not block.rests:
-                    scale = _scale(block.state[block.key], group)
-                    work.add(block.param, block.grad, block.momentum, block.compensation, scale)
+        moving = [(group, work) for group, work in gathered if work.collect(group)]
+        for group, work in moving:
             work.lr = group["lr"]
             if compiling and not isinstance(work.lr, Tensor):
                 work.lr = torch.tensor(work.lr)  # a float would be compiled in, and again for each value
             work.amp = {key: getattr(self, key, None) for key in ("grad_scale", "found_inf")}
-            if work.params:
-                work.cache = self._tables.setdefault((id(group["params"][0]), len(work.params)), {})
-        return gathered
+            work.cache = self._tables.setdefault((id(group["params"][0]), len(work.blocks)), {})
+        return moving
 
     def step_alone(self, group: Group, index: int) -> None:
         """Move one parameter of a group, by its gradient; `gradient_release` calls it inside backward."""
@@ -333,9 +325,14 @@ class SGDSaI(Optimizer):
         """What has a gradient in the group, each with its state, which is created where it is missing."""
         work = _Work()
         keys = gsnr_keys(group["split"])
+        plain = len(keys) == 1 and group["rounding"] != "kahan"
         for index, param in enumerate(group["params"]):
             grad = param.grad
-            if grad is None or self._add_at_once(param, grad, group, work):
+            if grad is None:
+                continue
+            state = self.state.get(param)
+            if plain and state and (block := _plain_block(param, grad, state, group)):
+                work.blocks.append(block)  # as nearly all are
                 continue
             if grad.layout != torch.strided:
                 raise ValueError(
@@ -343,9 +340,9 @@ class SGDSaI(Optimizer):
                     "which nn.Embedding gives with sparse=False"
                 )
             grad = laid_out_as(grad, param)
-            state = self.state[param]
             if not state:
                 self._create_state(param, group)
+                state = self.state[param]
             if group["momentum"] != 0 and "momentum_buffer" not in state:
                 precision.create_momentum(state, param, group["state_dtype"], len(keys))
                 if state[keys[0]] != UNLATCHED:  # measured in an earlier step, or momentum was 0 until now
@@ -357,26 +354,8 @@ class SGDSaI(Optimizer):
                     part, given = part_of(grad, len(keys), g), _given(group, index)
                     work.waiting.append(_Waiting(θ, g, m, c, state, key, part, given))
                 else:
-                    work.add(θ, g, m, c, _scale(raw, group))
+                    work.blocks.append((θ, g, m, c, raw))
         return work
-
-    def _add_at_once(self, param: Tensor, grad: Tensor, group: Group, work: _Work) -> bool:
-        """Add a parameter that is one plain, latched block, as nearly all are; say whether it is.
-
-        What `_gather` does for any parameter takes Python longer than a small tensor's update.
-        """
-        if type(grad) is not Tensor or grad.is_complex() or grad.layout != torch.strided:
-            return False
-        state = self.state.get(param)
-        if state is None or "momentum_absmax" in state or group["rounding"] == "kahan":
-            return False
-        raw = state.get("gsnr", UNLATCHED)  # a split parameter has none
-        momentum = state.get("momentum_buffer") if group["momentum"] != 0 else None
-        is_plain = not is_spread(param) if group["momentum"] == 0 else type(momentum) is Tensor
-        if raw == UNLATCHED or not is_plain:
-            return False
-        work.add(param, grad, momentum, None, _scale(raw, group))
-        return True
 
     def _latch(self, gathered: list[tuple[Group, _Work]]) -> None:
         """Freeze the scale of each block that meets its first finite, non-zero gradient in this step."""
@@ -471,28 +450,32 @@ SGD_sai = SGDSaI
 """The name that the paper's tutorial and the authors' release use."""
 
 
+#: A block as real views: θ, g, m, the compensation, and the raw G_snr.
+_Block = tuple[Tensor, Tensor, Momentum, Tensor | None, float]
+
+
 class _Work:
-    """What moves in a group, as parallel lists of real views, and the blocks still without a scale."""
+    """What moves in a group, and the blocks still without a scale."""
 
     def __init__(self) -> None:
         self.lr: float | Tensor = 0.0
         self.amp: dict[str, Tensor | None] = {}
         self.cache: dict[str, Any] = {}
-        self.params: list[Tensor] = []
-        self.grads: list[Tensor] = []
-        self.momenta: list[Momentum] = []
-        self.compensations: list[Tensor | None] = []
-        self.scales: list[float] = []
+        self.blocks: list[_Block] = []
         self.waiting: list[_Waiting] = []
+        self.columns: tuple[Sequence[Any], ...] = ()
 
-    def add(
-        self, param: Tensor, grad: Tensor, momentum: Momentum, compensation: Tensor | None, scale: float
-    ) -> None:
-        self.params.append(param)
-        self.grads.append(grad)
-        self.momenta.append(momentum)
-        self.compensations.append(compensation)
-        self.scales.append(scale)
+    def collect(self, group: Group) -> bool:
+        """Make the columns that `update` takes, each block with its scale; say whether anything moves."""
+        self.blocks += [
+            (block.param, block.grad, block.momentum, block.compensation, block.state[block.key])
+            for block in self.waiting
+            if not block.rests
+        ]
+        if self.blocks:
+            params, grads, momenta, compensations, raws = zip(*self.blocks, strict=True)
+            self.columns = params, grads, momenta, _scales(raws, group), compensations
+        return bool(self.blocks)
 
 
 @dataclass(slots=True)
@@ -542,13 +525,14 @@ def _unlatched_blocks(group: Group, work: _Work) -> Iterator[list[_Waiting]]:
         yield work.waiting
 
 
-def _scale(raw: float, group: Group) -> float:
-    """What multiplies lr for a block: G̃, or G_snr where the group is not normalised; 0 while unlatched."""
-    if raw == UNLATCHED:
-        return 0.0
-    if group["normalize"] == "rms":
-        return raw / float(group["gsnr_rms"])
-    return gsnr.scale(raw, group["gsnr_max"]) if group["normalize"] else raw
+def _scales(raws: Sequence[float], group: Group) -> list[float]:
+    """What multiplies lr for blocks: G̃, or G_snr where the group is not normalised; 0 while unlatched."""
+    normalize = group["normalize"]
+    if normalize is True:
+        largest = group["gsnr_max"]
+        return [0.0 if raw == UNLATCHED else gsnr.scale(raw, largest) for raw in raws]
+    by = gsnr.divisor(normalize, group)
+    return [0.0 if raw == UNLATCHED else raw / by for raw in raws]
 
 
 def _given(group: Group, index: int) -> float | None:
@@ -564,6 +548,22 @@ def _start(momentum: Momentum, grad: Tensor, maximize: bool) -> None:
             momentum.neg_()
     elif momentum is not None:
         momentum.write(-grad if maximize else grad)
+
+
+def _plain_block(param: Tensor, grad: Tensor, state: dict[str, Any], group: Group) -> _Block | None:
+    """A parameter that is one real, dense, latched block on this rank alone; None if it is another.
+
+    What `_gather` does for any parameter takes Python longer than the update of a small tensor.
+    """
+    raw = state.get("gsnr", UNLATCHED)
+    if raw == UNLATCHED or type(grad) is not Tensor or grad.is_complex() or grad.layout != torch.strided:
+        return None
+    if group["momentum"] == 0:
+        return None if is_spread(param) else (param, grad, None, None, raw)
+    momentum = state.get("momentum_buffer")
+    if type(momentum) is not Tensor or "momentum_absmax" in state:
+        return None
+    return param, grad, momentum, None, raw
 
 
 def _blocks(

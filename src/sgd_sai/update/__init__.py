@@ -88,8 +88,8 @@ def unscales(param: Tensor, group: Group) -> bool:
 
 def _by_device_type(params: Sequence[Tensor], *others: Sequence[Any]) -> list[tuple[Sequence[Any], ...]]:
     """The lists as they are if all parameters are on one kind of device, else a set of lists for each."""
-    types = [param.device.type for param in params]
-    if len(set(types)) == 1:
+    if len({param.device for param in params}) == 1:
         return [(params, *others)]
+    types = [param.device.type for param in params]
     places = {kind: [i for i, of in enumerate(types) if of == kind] for kind in dict.fromkeys(types)}
     return [tuple([whole[i] for i in of] for whole in (params, *others)) for of in places.values()]

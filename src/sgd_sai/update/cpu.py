@@ -12,6 +12,7 @@ over pieces that stay in the last-level cache in between. Without decay the kern
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -42,34 +43,24 @@ def update(
     """Move every parameter by one step, in place. Arguments and arithmetic as `reference.update`."""
     η = float(lr)
     tiny: dict[torch.dtype, list[int]] = {}
-    for i, (θ, g, m, G) in enumerate(zip(params, grads, momenta, scales, strict=True)):
-        if not _fusable(θ, g, m):
-            # The reference, a piece at a time, so that its wide temporaries never reach memory.
-            for θ_, g_, m_ in pieces(_PIECE // 4, θ, g, m):
-                reference.update(
-                    [θ_],
-                    [g_],
-                    [m_],
-                    [G],
-                    lr=η,
-                    momentum=momentum,
-                    weight_decay=weight_decay,
-                    maximize=maximize,
-                )
-        elif θ.numel() <= _TINY:
+    fusable = repeat(True) if _all_plain(params, grads, momenta) else map(_fusable, params, grads, momenta)
+    for i, (θ, size, fused) in enumerate(zip(params, map(Tensor.numel, params), fusable, strict=False)):
+        if fused and size <= _TINY:
             tiny.setdefault(θ.dtype, []).append(i)
+        elif fused:
+            decay = _decay(weight_decay * η, θ.dtype)
+            _large(θ, grads[i], momenta[i], η * scales[i], momentum, decay, maximize)
         else:
-            _large(θ, g, m, η * G, momentum, _decay(weight_decay * η, θ.dtype), maximize)
+            # The reference, a piece at a time, so that its wide temporaries never reach memory.
+            for θ_, g, m in pieces(_PIECE // 4, θ, grads[i], momenta[i]):
+                reference.update(
+                    [θ_], [g], [m], [scales[i]],
+                    lr=η, momentum=momentum, weight_decay=weight_decay, maximize=maximize,
+                )  # fmt: skip
     for dtype, places in tiny.items():
-        _tiny(
-            [params[i] for i in places],
-            [grads[i] for i in places],
-            [m for i in places if (m := momenta[i]) is not None],
-            [η * scales[i] for i in places],
-            momentum,
-            _decay(weight_decay * η, dtype),
-            maximize,
-        )
+        θs, gs, ms, Gs = ([of_kind[i] for i in places] for of_kind in (params, grads, momenta, scales))
+        ms = [m for m in ms if m is not None]
+        _tiny(θs, gs, ms, [η * G for G in Gs], momentum, _decay(weight_decay * η, dtype), maximize)
 
 
 def _decay(decay: float, dtype: torch.dtype) -> float:
@@ -117,14 +108,21 @@ def _tiny(
     maximize: bool,
 ) -> None:
     """Many tiny tensors in three calls, each of which takes the whole list and starts no threads."""
-    zero, one = (torch.full((), value, dtype=θs[0].dtype) for value in (0.0, 1.0))
+    one = torch.ones((), dtype=θs[0].dtype)
     if maximize:
         gs = list(torch._foreach_neg(gs))
     if ms:
         torch._foreach_lerp_(ms, gs, 1 - μ)
     if λη:
-        torch._foreach_lerp_(θs, [zero] * len(θs), λη)  # θ ← θ + λη (0 − θ); a product costs four times this
+        torch._foreach_lerp_(θs, [torch.zeros((), dtype=θs[0].dtype)] * len(θs), λη)  # θ + λη (0 − θ)
     torch._foreach_addcmul_(θs, ms or gs, [one] * len(θs), [-ηG for ηG in ηGs])
+
+
+def _all_plain(*lists: Sequence[Tensor | None]) -> bool:
+    """True if `_fusable` holds for all, for the plainest of reasons; faster than one by one."""
+    tensors = [tensor for of_kind in lists for tensor in of_kind if tensor is not None]
+    dtypes = {tensor.dtype for tensor in tensors}
+    return len(dtypes) == 1 and dtypes.issubset(_WIDE) and all(map(Tensor.is_contiguous, tensors))
 
 
 def _fusable(θ: Tensor, g: Tensor, m: Tensor | None) -> bool:
