@@ -1,8 +1,7 @@
 """What `make bench` runs: `sgd-sai bench` for each model and number of threads, into results/speed/.
 
-A process for each, since the pool of threads does not shrink. Those that take seconds a step (8-bit states,
-Adam-mini, Prodigy) are left out; `sgd-sai bench` times them, too. A peer that is not installed is a row that
-says so.
+A process for each, since the pool of threads does not shrink. A peer that is not installed is a row that says
+so; `pip install -c constraints.txt -e '.[peers]'` has them all.
 """
 
 from __future__ import annotations
@@ -12,10 +11,6 @@ import sys
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results" / "speed"
-OPTIMIZERS = (
-    "sgd-sai,sgd-sai-no-decay,sgd-sai-bf16,sgd-sai-no-momentum,sgd-fused,sgd-foreach,adamw-fused,adamw-foreach,"
-    "release,pytorch-optimizer,optimi"
-)
 MODELS = {"gpt2": 11, "resnet18": 31, "tiny": 31}  # and how many rounds
 
 

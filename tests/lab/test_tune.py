@@ -14,7 +14,7 @@ from sgd_sai.lab.optimizers import DEFAULT, OPTIMIZERS
 from sgd_sai.lab.records import Record, RunConfig
 from sgd_sai.lab.tasks import DEFAULT as DEFAULT_TASKS
 from sgd_sai.lab.tasks import TASKS
-from sgd_sai.lab.tune import SEED, search
+from sgd_sai.lab.tune import SEED, _entry, equalise, search
 
 
 def record_at(lr, best):
@@ -24,7 +24,8 @@ def record_at(lr, best):
     result = (
         {"diverged_at": 3} if diverged else {"val_loss": 1 + abs(math.log(lr / best)), "val_accuracy": 0.5}
     )
-    return Record(config, "diverged" if diverged else "finished", {}, 1, None, {}, {}, "", "", result)
+    task = {"metric": "val_loss", "data": "none"}
+    return Record(config, "diverged" if diverged else "finished", task, 1, None, {}, {}, "", "", result)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,19 @@ def test_a_search_without_end_gives_up():
         search(0.1, lambda lr: record_at(lr, 1e9))
     with pytest.raises(CommandError, match="no learning rate"):
         search(0.1, lambda lr: record_at(lr, 1e-9))
+
+
+def test_budgets_are_made_equal_around_the_best(tmp_path):
+    """Of two searches the shorter one goes on between its points, until both have as many trials."""
+    path = tmp_path / "tuned.json"
+    wide, narrow = (search(0.1, lambda lr, best=best: record_at(lr, best)) for best in (0.001, 0.17))
+    tuned.enter(path, "gpt", "adamw", _entry(wide))
+    tuned.enter(path, "gpt", "sgd", _entry(narrow))
+    equalise(path, "gpt", ["adamw", "sgd"], lambda optimizer, lr: record_at(lr, 0.17))
+    entries = tuned.read(path)["gpt"]
+    assert entries["adamw"]["grid"] == [record.config.lr for record in wide]
+    assert entries["sgd"]["grid"] == [0.01, 0.0316, 0.0562, 0.1, 0.178, 0.316, 0.562, 1.0]
+    assert entries["sgd"]["lr"] == 0.178
 
 
 def test_a_result_is_entered_and_used(tmp_path):
@@ -73,5 +87,6 @@ def test_the_package_knows_a_rate_for_all_that_is_compared_by_default():
             assert entry["lr"] in entry["grid"][1:-1]
             assert entry["seed"] == SEED
             assert entry["steps"] == TASKS[task].steps
-            ratios = [b / a for a, b in pairwise(entry["grid"])]
-            assert ratios == pytest.approx([10**0.5] * len(ratios), rel=0.01)
+            quarters = [4 * math.log10(b / a) for a, b in pairwise(entry["grid"])]
+            assert all(quarter == pytest.approx(round(quarter), abs=0.02) for quarter in quarters)
+            assert {round(quarter) for quarter in quarters} <= {1, 2}

@@ -73,8 +73,12 @@ def outcome(record: Record) -> str:
 
 def better(record: Record) -> tuple[float, float]:
     """A key that is smaller for the better run: by its task's metric, then by its loss; diverged is last."""
-    if record.status != "finished" or record.result is None:
+    return rank(ALL[record.config.task].metric, record.status, record.result)
+
+
+def rank(metric: str, status: str, result: dict[str, Any] | None) -> tuple[float, float]:
+    """`better`, for what a run left."""
+    if status != "finished" or result is None:
         return (float("inf"), float("inf"))
-    loss = record.result["val_loss"]
-    metric = ALL[record.config.task].metric
-    return (loss if metric == "val_loss" else -record.result["val_accuracy"], loss)
+    loss = result["val_loss"]
+    return (loss if metric == "val_loss" else -result["val_accuracy"], loss)

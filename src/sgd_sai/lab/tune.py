@@ -1,14 +1,19 @@
 """`sgd-sai tune`: the learning rate of each optimizer on each task, by one rule for all.
 
 The rule: five half-decades around the optimizer's usual learning rate, one run each with one seed that no
-comparison uses. While the best of them lies on an edge, the grid grows there by half a decade. The best is
-by the task's held-out metric, then by the validation loss. Every run is kept in the result.
+comparison uses. While the best of them lies on an edge, the grid grows there by half a decade. Then those
+whose grid grew less get as many trials as the one whose grid grew most, at quarter-decades around their best:
+the budgets of all that are named are equal. The best is by the task's held-out metric, then by the validation
+loss. Every run is kept in the result.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +21,7 @@ from sgd_sai.cli import CommandError
 from sgd_sai.lab import arguments, provenance, runner, tuned
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import Record, RunConfig
-from sgd_sai.lab.study import better, study
+from sgd_sai.lab.study import better, rank, study
 from sgd_sai.lab.tasks import ALL
 
 SEED = 100
@@ -30,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tuned", metavar="FILE", type=Path, default=Path("tuned.json"), help="where to enter the result"
     )
-    parser.add_argument("--missing", action="store_true", help="leave out what FILE has already")
+    parser.add_argument(
+        "--missing",
+        action="store_true",
+        help="search only for what FILE lacks",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,26 +62,26 @@ def run(args: argparse.Namespace) -> int:
     data = None if args.data is None else str(args.data)
     with study() as runs:
         for task in tasks:
+
+            def train(optimizer: str, lr: float, task: str = task) -> Record:
+                config = RunConfig(task, optimizer, SEED, steps or ALL[task].steps, lr, data, threads)
+                folder = out / f"{task}-{optimizer}-{lr:.3g}"
+                if args.resume:
+                    try:
+                        runner.check_resumable(config, folder)
+                    except ValueError as error:
+                        raise CommandError(str(error)) from None
+                return runs.run(config, folder)
+
             for optimizer in optimizers:
-                if args.missing and optimizer in entries.get(task, {}):
-                    continue
-
-                def train(lr: float, task: str = task, optimizer: str = optimizer) -> Record:
-                    config = RunConfig(task, optimizer, SEED, steps or ALL[task].steps, lr, data, threads)
-                    folder = out / f"{task}-{optimizer}-{lr:.3g}"
-                    if args.resume:
-                        try:
-                            runner.check_resumable(config, folder)
-                        except ValueError as error:
-                            raise CommandError(str(error)) from None
-                    return runs.run(config, folder)
-
-                records = search(OPTIMIZERS[optimizer].start, train)
-                tuned.enter(args.tuned, task, optimizer, _entry(records))
+                if not (args.missing and optimizer in entries.get(task, {})):
+                    records = search(OPTIMIZERS[optimizer].start, partial(train, optimizer))
+                    tuned.enter(args.tuned, task, optimizer, _entry(records))
+            equalise(args.tuned, task, optimizers, train)
     return 0
 
 
-def rate(start: float, half_decades: int) -> float:
+def rate(start: float, half_decades: float) -> float:
     """`start` times √10 to a power, to three digits, as it is written and read."""
     return float(f"{start * 10 ** (half_decades / 2):.3g}")
 
@@ -94,6 +103,24 @@ def search(start: float, train: Callable[[float], Record]) -> list[Record]:
         records[wider] = train(rate(start, wider))
 
 
+def equalise(path: Path, task: str, optimizers: list[str], train: Callable[[str, float], Record]) -> None:
+    """Give each of the optimizers, named in the file, as many trials as the one that has the most."""
+    entries = {optimizer: tuned.read(path)[task][optimizer] for optimizer in optimizers}
+    most = max(len(entry["points"]) for entry in entries.values())
+    for optimizer, entry in entries.items():
+        for _ in range(most - len(entry["points"])):
+            record = train(optimizer, finer(entry["lr"], entry["grid"]))
+            entry = _with(entry, record)
+            tuned.enter(path, task, optimizer, entry)
+
+
+def finer(best: float, grid: list[float]) -> float:
+    """The next rate to try: the nearest quarter-decade from the best that is not in the grid."""
+    rates = (rate(best, sign * quarter / 2) for quarter in count(1) for sign in (1, -1))
+    # A quarter-decade twice is half a decade up to the three digits that are kept.
+    return next(lr for lr in rates if all(abs(math.log10(lr / other)) > 1 / 8 for other in grid))
+
+
 def _entry(records: list[Record]) -> dict[str, Any]:
     """What `tuned.json` keeps of a search."""
     best = min(records, key=better)
@@ -111,6 +138,13 @@ def _entry(records: list[Record]) -> dict[str, Any]:
         "machine": best.machine,
         "versions": best.versions,
     }
+
+
+def _with(entry: dict[str, Any], record: Record) -> dict[str, Any]:
+    """An entry after one more trial."""
+    points = sorted([*entry["points"], _point(record)], key=lambda point: float(point["lr"]))
+    best = min(points, key=lambda point: rank(entry["metric"], point["status"], point))
+    return {**entry, "lr": best["lr"], "grid": [point["lr"] for point in points], "points": points}
 
 
 def _point(record: Record) -> dict[str, Any]:

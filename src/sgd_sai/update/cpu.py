@@ -58,9 +58,15 @@ def update(
                     lr=η, momentum=momentum, weight_decay=weight_decay, maximize=maximize,
                 )  # fmt: skip
     for dtype, places in tiny.items():
-        θs, gs, ms, Gs = ([of_kind[i] for i in places] for of_kind in (params, grads, momenta, scales))
-        ms = [m for m in ms if m is not None]
-        _tiny(θs, gs, ms, [η * G for G in Gs], momentum, _decay(weight_decay * η, dtype), maximize)
+        _tiny(
+            [params[i] for i in places],
+            [grads[i] for i in places],
+            [m for i in places if (m := momenta[i]) is not None],
+            [η * scales[i] for i in places],
+            momentum,
+            _decay(weight_decay * η, dtype),
+            maximize,
+        )
 
 
 def _decay(decay: float, dtype: torch.dtype) -> float:
