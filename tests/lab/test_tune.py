@@ -58,7 +58,7 @@ def test_budgets_are_made_equal_around_the_best(tmp_path):
     equalise(path, "gpt", ["adamw", "sgd"], lambda optimizer, lr: record_at(lr, 0.17))
     entries = tuned.read(path)["gpt"]
     assert entries["adamw"]["grid"] == [record.config.lr for record in wide]
-    assert entries["sgd"]["grid"] == [0.01, 0.0316, 0.0562, 0.1, 0.178, 0.316, 0.562, 1.0]
+    assert entries["sgd"]["grid"] == [0.01, 0.0316, 0.0563, 0.1, 0.178, 0.316, 0.562, 1.0]
     assert entries["sgd"]["lr"] == 0.178
 
 
