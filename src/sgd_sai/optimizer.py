@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -218,7 +218,7 @@ class SGDSaI(Optimizer):
             if compiling and not isinstance(work.lr, Tensor):
                 work.lr = torch.tensor(work.lr)  # a float would be compiled in, and again for each value
             work.amp = {key: getattr(self, key, None) for key in ("grad_scale", "found_inf")}
-            work.cache = self._tables.setdefault((id(group["params"][0]), len(work.blocks)), {})
+            work.cache = self._tables.setdefault((id(group["params"][0]), len(work.columns[0])), {})
         return moving
 
     def step_alone(self, group: Group, index: int) -> None:
@@ -324,15 +324,13 @@ class SGDSaI(Optimizer):
     def _gather(self, group: Group) -> _Work:
         """What has a gradient in the group, each with its state, which is created where it is missing."""
         work = _Work()
+        if plain := self._plain_columns(group):
+            work.columns = plain
+            return work
         keys = gsnr_keys(group["split"])
-        plain = len(keys) == 1 and group["rounding"] != "kahan"
         for index, param in enumerate(group["params"]):
             grad = param.grad
             if grad is None:
-                continue
-            state = self.state.get(param)
-            if plain and state and (block := _plain_block(param, grad, state, group)):
-                work.blocks.append(block)  # as nearly all are
                 continue
             if grad.layout != torch.strided:
                 raise ValueError(
@@ -340,9 +338,9 @@ class SGDSaI(Optimizer):
                     "which nn.Embedding gives with sparse=False"
                 )
             grad = laid_out_as(grad, param)
+            state = self.state[param]
             if not state:
                 self._create_state(param, group)
-                state = self.state[param]
             if group["momentum"] != 0 and "momentum_buffer" not in state:
                 precision.create_momentum(state, param, group["state_dtype"], len(keys))
                 if state[keys[0]] != UNLATCHED:  # measured in an earlier step, or momentum was 0 until now
@@ -354,8 +352,35 @@ class SGDSaI(Optimizer):
                     part, given = part_of(grad, len(keys), g), _given(group, index)
                     work.waiting.append(_Waiting(θ, g, m, c, state, key, part, given))
                 else:
-                    work.blocks.append((θ, g, m, c, raw))
+                    work.blocks.append((θ, g, m, raw, c))
         return work
+
+    def _plain_columns(self, group: Group) -> _Columns | None:
+        """What has a gradient, if each is one real, dense, latched block on this rank, as nearly all are.
+
+        List by list: what `_gather` does for any parameter takes Python longer than a small tensor's update.
+        """
+        if group["split"] != 1 or group["rounding"] == "kahan":
+            return None
+        params = [param for param in group["params"] if param.grad is not None]
+        grads = [param.grad for param in params]
+        states: list[Any] = list(map(self.state.get, params))
+        if not params or None in states:
+            return None
+        raws = [state.get("gsnr", UNLATCHED) for state in states]
+        if UNLATCHED in raws:
+            return None
+        momenta: list[Any] = [None] * len(params)
+        if group["momentum"] == 0 and any(map(is_spread, params)):
+            return None
+        if group["momentum"] != 0:  # laid out as its parameter; one of 8 bits is of integers
+            momenta = [state.get("momentum_buffer") for state in states]
+        tensors = grads if group["momentum"] == 0 else grads + momenta
+        if set(map(type, tensors)) != {Tensor} or {grad.layout for grad in grads} != {torch.strided}:
+            return None
+        if not all(dtype.is_floating_point for dtype in {tensor.dtype for tensor in tensors}):
+            return None
+        return params, grads, momenta, raws, [None] * len(params)
 
     def _latch(self, gathered: list[tuple[Group, _Work]]) -> None:
         """Freeze the scale of each block that meets its first finite, non-zero gradient in this step."""
@@ -450,8 +475,8 @@ SGD_sai = SGDSaI
 """The name that the paper's tutorial and the authors' release use."""
 
 
-#: A block as real views: θ, g, m, the compensation, and the raw G_snr.
-_Block = tuple[Tensor, Tensor, Momentum, Tensor | None, float]
+#: Blocks as parallel lists of real views: θ, g, m, the raw G_snr, the compensation.
+_Columns = tuple[Sequence[Any], Sequence[Any], Sequence[Any], Sequence[float], Sequence[Any]]
 
 
 class _Work:
@@ -461,21 +486,22 @@ class _Work:
         self.lr: float | Tensor = 0.0
         self.amp: dict[str, Tensor | None] = {}
         self.cache: dict[str, Any] = {}
-        self.blocks: list[_Block] = []
+        self.columns: _Columns = [], [], [], [], []
+        self.blocks: list[tuple[Tensor, Tensor, Momentum, float, Tensor | None]] = []
         self.waiting: list[_Waiting] = []
-        self.columns: tuple[Sequence[Any], ...] = ()
 
     def collect(self, group: Group) -> bool:
         """Make the columns that `update` takes, each block with its scale; say whether anything moves."""
         self.blocks += [
-            (block.param, block.grad, block.momentum, block.compensation, block.state[block.key])
+            (block.param, block.grad, block.momentum, block.state[block.key], block.compensation)
             for block in self.waiting
             if not block.rests
         ]
         if self.blocks:
-            params, grads, momenta, compensations, raws = zip(*self.blocks, strict=True)
-            self.columns = params, grads, momenta, _scales(raws, group), compensations
-        return bool(self.blocks)
+            self.columns = cast(_Columns, tuple(map(list, zip(*self.blocks, strict=True))))
+        params, grads, momenta, raws, compensations = self.columns
+        self.columns = params, grads, momenta, _scales(raws, group), compensations
+        return bool(params)
 
 
 @dataclass(slots=True)
@@ -548,22 +574,6 @@ def _start(momentum: Momentum, grad: Tensor, maximize: bool) -> None:
             momentum.neg_()
     elif momentum is not None:
         momentum.write(-grad if maximize else grad)
-
-
-def _plain_block(param: Tensor, grad: Tensor, state: dict[str, Any], group: Group) -> _Block | None:
-    """A parameter that is one real, dense, latched block on this rank alone; None if it is another.
-
-    What `_gather` does for any parameter takes Python longer than the update of a small tensor.
-    """
-    raw = state.get("gsnr", UNLATCHED)
-    if raw == UNLATCHED or type(grad) is not Tensor or grad.is_complex() or grad.layout != torch.strided:
-        return None
-    if group["momentum"] == 0:
-        return None if is_spread(param) else (param, grad, None, None, raw)
-    momentum = state.get("momentum_buffer")
-    if type(momentum) is not Tensor or "momentum_absmax" in state:
-        return None
-    return param, grad, momentum, None, raw
 
 
 def _blocks(
