@@ -8,7 +8,7 @@ from lab_commands import compare
 
 from sgd_sai.cli import main
 from sgd_sai.lab import optimizers, pretrained
-from sgd_sai.lab.records import CHECKPOINT, SAMPLES, Record
+from sgd_sai.lab.records import CHECKPOINT, PICTURES, TEXT, Record
 from sgd_sai.lab.runner import load
 from sgd_sai.lab.tasks import TASKS
 
@@ -81,6 +81,7 @@ def test_a_run_keeps_what_is_trained_and_shows_what_it_makes(task, tmp_path):
     saved = torch.load(folder / CHECKPOINT, weights_only=True)["model"]
     assert all("lora_" in name for name in saved)
     page = (out / "report.html").read_text()
-    assert (folder / SAMPLES).is_file() == (task == "diffusion")
+    assert (folder / PICTURES).is_file() == (task == "diffusion")
+    assert (folder / TEXT).is_file() == (task == "lora")
     assert ('" src="data:image/png;base64,iVBOR' in page) == (task == "diffusion")
     assert (f'id="{task}-val_accuracy"' in page) == (task == "lora")

@@ -10,7 +10,8 @@ import torch
 from lab_commands import compare, start, wait_for_step
 
 from sgd_sai.cli import main
-from sgd_sai.lab.records import CHECKPOINT, METRICS, Record
+from sgd_sai.lab import runner
+from sgd_sai.lab.records import CHECKPOINT, GSNR, METRICS, BlockGSNR, Record
 from sgd_sai.lab.runner import CHECKPOINT_EVERY, LOG_EVERY
 from sgd_sai.lab.schedules import Schedule
 
@@ -85,6 +86,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, optimizer):
 
     assert main(compare(killed, "--resume", optimizer=optimizer, lr=lr)) == 0
     assert lines(killed / run) == lines(whole / run)
+    assert (killed / run / GSNR).read_text() == (whole / run / GSNR).read_text()
     ends = [torch.load(folder / run / CHECKPOINT, weights_only=True) for folder in (whole, killed)]
     for end in ends:
         del end["seconds"], end["metrics_bytes"]
@@ -107,6 +109,40 @@ def test_ctrl_c_leaves_a_report_and_a_run_that_resumes(tmp_path):
     assert Record.read(out / RUN).status == "interrupted"
     assert lines(out / RUN)
     assert "stopped at step" in (out / "report.html").read_text()
+
+
+def test_runs_side_by_side_stop_at_ctrl_c_and_are_the_same_as_one_after_another(tmp_path):
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    seeds = ("--seeds", "0,1")
+    process = start(compare(parted, *seeds, "--jobs", "2", steps=200))
+    wait_for_step(process, parted / RUN, CHECKPOINT_EVERY + LOG_EVERY)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    statuses = [Record.read(path.parent).status for path in parted.glob("*/run.json")]
+    assert statuses == ["interrupted", "interrupted"]
+    assert "stopped at step" in (parted / "report.html").read_text()
+
+    assert main(compare(parted, *seeds, "--resume", steps=200)) == 0
+    assert main(compare(whole, *seeds, steps=200)) == 0
+    for run in (RUN, "cnn-sgd-sai-1"):
+        assert lines(parted / run) == lines(whole / run)
+
+
+def test_the_g_snr_of_every_block_is_recorded_and_changes_nothing(tmp_path, monkeypatch):
+    seen, unseen = tmp_path / "seen", tmp_path / "unseen"
+    assert main(compare(seen, steps=20)) == 0
+    monkeypatch.setattr(runner._Running, "_measure", lambda self: None)
+    assert main(compare(unseen, steps=20)) == 0
+    assert lines(seen / RUN) == lines(unseen / RUN)
+    assert not (unseen / RUN / GSNR).exists()
+
+    recorded = BlockGSNR.read(seen / RUN)
+    assert list(recorded.steps) == [1, *range(2, 21, 2)]
+    assert sum(recorded.d.values()) == Record.read(seen / RUN).parameters
+    saved = torch.load(seen / RUN / CHECKPOINT, weights_only=True)["optimizer"]
+    latched = [state["gsnr"] for state in saved["state"].values()]  # at the first step, in groups' order
+    assert sorted(recorded.steps[1]) == pytest.approx(sorted(latched), rel=1e-3)
 
 
 def test_a_diverged_run_is_recorded_as_such(tmp_path, capsys):

@@ -100,9 +100,9 @@ def learning_rate(option: str, given: str) -> float:
     return value
 
 
-def threads(given: str | None) -> int:
-    """What was asked for, or torch's own number."""
-    return torch.get_num_threads() if given is None else integer("--threads", given, least=1)
+def threads(given: str | None, jobs: int = 1) -> int:
+    """What was asked for, or torch's own number, divided among the jobs."""
+    return max(1, torch.get_num_threads() // jobs) if given is None else integer("--threads", given, least=1)
 
 
 def tasks(given: str, scale: str, data: Path | None) -> list[str]:

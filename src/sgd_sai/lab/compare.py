@@ -14,11 +14,8 @@ from sgd_sai.cli import CommandError
 from sgd_sai.lab import arguments, provenance, report, runner, tuned
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import RunConfig
-from sgd_sai.lab.study import study
+from sgd_sai.lab.study import Plan, study
 from sgd_sai.lab.tasks import ALL
-
-#: A run to do: what, where, and where its learning rate comes from.
-Plan = tuple[RunConfig, Path, dict[str, Any] | None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds", default="0", metavar="N,N", help="one run of each with each seed (default: 0)"
     )
+    parser.add_argument("--jobs", default="1", metavar="N", help="runs side by side (default: 1)")
     parser.add_argument("--lr", metavar="X", help="peak learning rate, where one optimizer is given")
     parser.add_argument(
         "--tuned", metavar="FILE", type=Path, default=tuned.OWN, help="learning rates from `sgd-sai tune`"
@@ -35,25 +33,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run what is left to run and write the report, also after Ctrl-C; 0."""
-    plans, out = _plan(args)
+    jobs = arguments.integer("--jobs", args.jobs, least=1)
+    plans, out = _plan(args, jobs)
     arguments.make_folder(out)
     try:
         with study(sum(config.steps for config, _, _ in plans)) as runs:
-            for plan in plans:
-                runs.run(*plan)
+            runs.run_all(plans, jobs)
     finally:
         if any(out.glob("*/run.json")):
             print(f"report: {report.write([out], out / 'report.html')}")
     return 0
 
 
-def _plan(args: argparse.Namespace) -> tuple[list[Plan], Path]:
+def _plan(args: argparse.Namespace, jobs: int) -> tuple[list[Plan], Path]:
     """The runs and their folder. Every input is checked before anything is written."""
     tasks = arguments.tasks(args.task, args.scale, args.data)
     optimizers = arguments.optimizers(args.optimizer)
     seeds = arguments.integers("--seeds", args.seeds)
     steps = None if args.steps is None else arguments.integer("--steps", args.steps, least=1)
-    threads = arguments.threads(args.threads)
+    threads = arguments.threads(args.threads, jobs)
     lr = None if args.lr is None else arguments.learning_rate("--lr", args.lr)
     if lr is not None and len(optimizers) > 1:
         raise CommandError(f"--lr: given for {len(optimizers)} optimizers; name one with --optimizer")

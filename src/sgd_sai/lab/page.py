@@ -120,7 +120,7 @@ def _section(task: TaskSummary) -> str:
 
 def _samples(task: TaskSummary) -> str:
     """What each optimizer's first model makes, if it makes pictures."""
-    shown = [(row.label, run.samples) for row in task.rows for run in row.runs[:1] if run.samples]
+    shown = [(row.label, run.pictures) for row in task.rows for run in row.runs[:1] if run.pictures]
     figures = "".join(
         f"<figure><figcaption>{escape(label)} <small>from the same noise</small></figcaption>"
         f'<img alt="{escape(label)}" src="data:image/png;base64,{b64encode(png).decode()}"></figure>'

@@ -3,7 +3,8 @@
 A line of training is {"step", "seconds", "train_loss", "lr", "step_ms"}, means over the steps since the last
 line (lr: of the last step; step_ms: median milliseconds of optimizer.step). A line of evaluation is {"step",
 "seconds", "val_loss"} and, of classes, "val_accuracy". Seconds are of training alone, without evaluation and
-checkpoints.
+checkpoints. `gsnr.json` holds the G_snr of every block at the first step and at those of the evaluations;
+`samples.png` or `samples.txt` what the model makes at the end, where it makes something.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-RUN, METRICS, CHECKPOINT, SAMPLES = "run.json", "metrics.jsonl", "checkpoint.pt", "samples.png"
+RUN, METRICS, CHECKPOINT, GSNR = "run.json", "metrics.jsonl", "checkpoint.pt", "gsnr.json"
+PICTURES, TEXT = "samples.png", "samples.txt"
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,55 @@ class Record:
             raise ValueError(f"{path}: not the record of a run ({type(error).__name__}: {error})") from None
 
 
+@dataclass
+class BlockGSNR:
+    """`gsnr.json`.
+
+    Attributes:
+        d: block → how many elements it has, of all blocks that are trained.
+        steps: step → the raw G_snr of each block of `d`, of the gradient which that step used; None where it
+            was zero or not finite.
+    """
+
+    d: dict[str, int]
+    steps: dict[int, list[float | None]]
+
+    def write(self, folder: Path) -> None:
+        """Write `gsnr.json` into `folder`, with four significant digits."""
+        steps = {
+            step: [None if value is None else float(f"{value:.4g}") for value in values]
+            for step, values in self.steps.items()
+        }
+        write_aside(folder / GSNR, json.dumps({"d": self.d, "steps": steps}, separators=(",", ":")) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> BlockGSNR:
+        """Read `gsnr.json` of `folder`; ValueError, one line, if it is none."""
+        path = folder / GSNR
+        try:
+            fields = json.loads(path.read_text())
+            return cls(fields["d"], {int(step): values for step, values in fields["steps"].items()})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path}: not the g-SNR of a run ({type(error).__name__}: {error})") from None
+
+
 @dataclass(frozen=True)
 class Run:
-    """A run as it is read back: its record, its lines of training and of evaluation, its pictures (a PNG)."""
+    """A run as it is read back.
+
+    Attributes:
+        record: `run.json`.
+        training, evaluations: the lines of `metrics.jsonl`.
+        gsnr: `gsnr.json`, or None.
+        pictures, text: what the model made, a PNG and a text, or None.
+    """
 
     record: Record
     training: list[dict[str, float]]
     evaluations: list[dict[str, float]]
-    samples: bytes | None = None
+    gsnr: BlockGSNR | None = None
+    pictures: bytes | None = None
+    text: str | None = None
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
@@ -113,7 +156,9 @@ def _read_run(folder: Path) -> Run:
         record,
         [line for line in lines if "train_loss" in line],
         [line for line in lines if "val_loss" in line],
-        (folder / SAMPLES).read_bytes() if (folder / SAMPLES).is_file() else None,
+        BlockGSNR.read(folder) if (folder / GSNR).is_file() else None,
+        (folder / PICTURES).read_bytes() if (folder / PICTURES).is_file() else None,
+        (folder / TEXT).read_text("utf-8") if (folder / TEXT).is_file() else None,
     )
 
 

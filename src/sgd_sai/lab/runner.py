@@ -22,12 +22,25 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
+from sgd_sai import gsnr
+from sgd_sai.analysis import GSNRRecorder
 from sgd_sai.lab import optimizers, provenance
-from sgd_sai.lab.records import CHECKPOINT, RUN, SAMPLES, MetricsFile, Record, RunConfig, write_aside
+from sgd_sai.lab.records import (
+    CHECKPOINT,
+    GSNR,
+    PICTURES,
+    RUN,
+    TEXT,
+    BlockGSNR,
+    MetricsFile,
+    Record,
+    RunConfig,
+    write_aside,
+)
 from sgd_sai.lab.tasks import ALL, Problem, Task
 from sgd_sai.lab.tasks.problem import Batch
 
-EVALUATIONS = 10  # in a run, and one before its first step
+EVALUATIONS = 10  # in a run, and one before its first step; g-SNR is measured at the same steps
 LOG_EVERY = 5  # steps
 CHECKPOINT_EVERY = 25  # steps at least, a multiple of LOG_EVERY: no line is begun when one is written
 CHECKPOINTS = 100  # in a run, at most
@@ -187,6 +200,9 @@ class _Running:
         self.model, self.optimizer, self.task = model, optimizer, task
         self.device = next(model.parameters()).device
         self.step, self.seconds = 0, 0.0
+        self.evaluate_every = max(1, config.steps // EVALUATIONS)
+        self.recorder = GSNRRecorder(model)
+        self.gsnr = BlockGSNR({name: gsnr.as_real(param).numel() for name, param in self.recorder.named}, {})
         kept = self._restore()
         self.metrics = MetricsFile(folder, kept)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=self.step + 1)
@@ -196,7 +212,6 @@ class _Running:
     def to_the_end(self, watch: Watcher, heed: Callable[[], None]) -> tuple[dict[str, Any], str]:
         """The result and the status."""
         steps = self.config.steps
-        evaluate_every = max(1, steps // EVALUATIONS)
         save_every = max(1, steps // CHECKPOINTS // CHECKPOINT_EVERY) * CHECKPOINT_EVERY
         batches = _batches(self.problem, self.config.seed, range(self.step, steps), self.task.workers)
         held_out = self._evaluate() if self.step == 0 else {}
@@ -209,7 +224,7 @@ class _Running:
             last = self.step == steps
             if self.step % LOG_EVERY == 0 or last:
                 self._log()
-            if self.step % evaluate_every == 0 or last:
+            if self._evaluated(self.step):
                 held_out = self._evaluate()
                 if not math.isfinite(held_out["val_loss"]):
                     return self._result(diverged_at=self.step), "diverged"
@@ -231,14 +246,26 @@ class _Running:
         loss = self._backward(next(batches))
         if self.task.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.task.clip)
+        spent = self._clock() - begun
+        if self.step == 0 or self._evaluated(self.step + 1):
+            self._measure()
         before = self._clock()
         self.optimizer.step()
-        ended = self._clock()
-        self.seconds += ended - begun
-        self.durations.append(ended - before)
+        self.durations.append(self._clock() - before)
+        self.seconds += spent + self.durations[-1]
         self.losses.append(loss)
         self.step += 1
         return loss
+
+    def _evaluated(self, step: int) -> bool:
+        """Whether an evaluation follows that step."""
+        return step % self.evaluate_every == 0 or step == self.config.steps
+
+    def _measure(self) -> None:
+        """Record the G_snr of the gradients that the next step will use."""
+        values = {row["block"]: row["gsnr"] for row in self.recorder.record()}
+        self.gsnr.steps[self.step + 1] = [values.get(name) for name in self.gsnr.d]
+        self.gsnr.write(self.folder)
 
     def _backward(self, batch: Batch) -> float:
         """Gradients of the mean loss of the batch, part by part; the loss."""
@@ -265,9 +292,9 @@ class _Running:
 
     def _draw(self) -> None:
         with optimizers.evaluated_weights(self.optimizer):
-            picture = self.problem.samples(self.model)
-        if picture is not None:
-            write_aside(self.folder / SAMPLES, picture)
+            made = self.problem.samples(self.model)
+        if made is not None:
+            write_aside(self.folder / (TEXT if isinstance(made, str) else PICTURES), made)
 
     def _log(self) -> None:
         line = {
@@ -328,6 +355,9 @@ class _Running:
         torch.set_rng_state(saved["rng"])
         torch.cuda.set_rng_state_all(saved["cuda_rng"])
         self.step, self.seconds = saved["step"], saved["seconds"]
+        if (self.folder / GSNR).exists():
+            held = BlockGSNR.read(self.folder).steps
+            self.gsnr.steps = {step: values for step, values in held.items() if step <= self.step}
         return int(saved["metrics_bytes"])
 
     def close(self) -> None:

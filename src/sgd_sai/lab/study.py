@@ -1,48 +1,139 @@
-"""Several runs, one after another, with a progress bar."""
+"""Several runs, one after another or side by side, with a progress bar."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import queue
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from sgd_sai.lab import runner
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import Record, RunConfig
 from sgd_sai.lab.tasks import ALL
 
+#: A run to do: what, where, and where its learning rate comes from.
+Plan = tuple[RunConfig, Path, dict[str, Any] | None]
+
 
 class Study:
-    """Runs, with a line for each that ends and a bar for the one that goes on and for all."""
+    """Runs, with a line for each that ends and a bar for each that goes on and for all."""
 
     def __init__(self, progress: Progress, total: int | None) -> None:
         """`total`: steps of all runs, or None where their number is not known."""
         self._progress = progress
         self._all = progress.add_task("all runs", total=total, loss="", lr="")
+        self._ended = 0  # steps of the runs that have ended
+        self._bars: dict[TaskID, int] = {}  # of the others, with the steps done
 
     def run(self, config: RunConfig, folder: Path, tuning: dict[str, Any] | None = None) -> Record:
         """Carry out one run, or what is left of it."""
-        name = f"{config.task} · {OPTIMIZERS[config.optimizer].label} · seed {config.seed}"
-        bar = self._progress.add_task(name, total=config.steps, loss="", lr=f"lr {config.lr:.3g}")
-        before = self._progress.tasks[0].completed
-
-        def watch(step: int, loss: float, lr: float) -> None:
-            self._progress.update(bar, completed=step, loss=f"loss {loss:.3f}", lr=f"lr {lr:.2e}")
-            self._progress.update(self._all, completed=before + step)
-
+        bar = self._begin(config)
         try:
-            record = runner.train(config, folder, tuning, watch)
-        finally:
+            record = runner.train(
+                config, folder, tuning, lambda step, loss, lr: self._follow(bar, step, loss, lr)
+            )
+        except BaseException:
             self._progress.remove_task(bar)
-        self._progress.update(self._all, completed=before + config.steps)
-        self._progress.console.print(
-            f"{name} · lr {config.lr:.3g}: {outcome(record)}", highlight=False, soft_wrap=True
-        )
+            raise
+        self._end(bar, record)
         return record
+
+    def run_all(self, plans: Sequence[Plan], jobs: int) -> None:
+        """Carry out the runs, `jobs` at a time, each in a process if there is more than one.
+
+        Raises:
+            KeyboardInterrupt: every run that was begun has stopped between two steps, and can be resumed.
+        """
+        if jobs == 1:
+            for plan in plans:
+                self.run(*plan)
+            return
+        context = get_context("spawn")
+        steps, stop = context.Queue(), context.Event()
+        waiting = list(reversed(plans))
+        running: dict[str, tuple[Future[Record], TaskID]] = {}
+        with ProcessPoolExecutor(jobs, context, _begin_worker, (steps, stop, os.getpid())) as pool:
+            try:
+                while waiting or running:
+                    while waiting and len(running) < jobs:
+                        plan = waiting.pop()
+                        running[str(plan[1])] = pool.submit(_train, plan), self._begin(plan[0])
+                    self._hear(steps, {folder: bar for folder, (_, bar) in running.items()})
+                    for folder, (future, bar) in list(running.items()):
+                        if future.done():
+                            self._end(bar, future.result())
+                            del running[folder]
+            except BaseException:
+                stop.set()
+                raise
+
+    def _hear(self, steps: Any, bars: dict[str, TaskID]) -> None:
+        """Show the steps that other processes have told of, waiting a little for the first."""
+        try:
+            folder, *step = steps.get(timeout=0.2)
+            while True:
+                if folder in bars:
+                    self._follow(bars[folder], *step)
+                folder, *step = steps.get_nowait()
+        except queue.Empty:
+            pass
+
+    def _begin(self, config: RunConfig) -> TaskID:
+        bar = self._progress.add_task(_name(config), total=config.steps, loss="", lr=f"lr {config.lr:.3g}")
+        self._bars[bar] = 0
+        return bar
+
+    def _follow(self, bar: TaskID, step: int, loss: float, lr: float) -> None:
+        self._bars[bar] = step
+        self._progress.update(bar, completed=step, loss=f"loss {loss:.3f}", lr=f"lr {lr:.2e}")
+        self._progress.update(self._all, completed=self._ended + sum(self._bars.values()))
+
+    def _end(self, bar: TaskID, record: Record) -> None:
+        del self._bars[bar]
+        self._ended += record.config.steps
+        self._progress.remove_task(bar)
+        self._progress.update(self._all, completed=self._ended + sum(self._bars.values()))
+        text = f"{_name(record.config)} · lr {record.config.lr:.3g}: {outcome(record)}"
+        self._progress.console.print(text, highlight=False, soft_wrap=True)
+
+
+def _name(config: RunConfig) -> str:
+    return f"{config.task} · {OPTIMIZERS[config.optimizer].label} · seed {config.seed}"
+
+
+def _begin_worker(steps: Any, stop: Any, parent: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the parent alone acts on it, and tells by `stop`."""
+    global _channel
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    steps.cancel_join_thread()  # nobody may be listening any more when this process ends
+    _channel = steps, stop, parent
+
+
+_channel: tuple[Any, Any, int]
+
+
+def _train(plan: Plan) -> Record:
+    """One run, in a process of its own, which ends with its parent: another may go on with the run."""
+    config, folder, tuning = plan
+    steps, stop, parent = _channel
+
+    def watch(step: int, loss: float, lr: float) -> None:
+        if os.getppid() != parent:
+            os._exit(1)
+        if stop.is_set():
+            raise KeyboardInterrupt
+        steps.put((str(folder), step, loss, lr))
+
+    return runner.train(config, folder, tuning, watch)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sysconfig
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,8 @@ CONTEXT, BATCH = 64, 16  # bytes, sequences, of the tiny scale
 BYTES, TOKENS = 256, 50_257  # kinds of them: bytes, and GPT-2's tokens
 VALIDATION = 256  # sequences, spread evenly over the held-out text
 HELD_OUT = 10  # one file in so many
+BAR = "┃"  # between the prompt of a sample and what the model made of it
+_SAMPLED, _TEMPERATURE = 200, 0.8
 
 
 def model(width: int, layers: int, heads: int, context: int, vocabulary: int = BYTES) -> nn.Module:
@@ -47,6 +50,32 @@ def tiny() -> nn.Module:
     return model(128, 4, 4, CONTEXT)
 
 
+@dataclass(frozen=True)
+class Text(Problem):
+    """The problem of the next byte; its sample goes on with a held-out text.
+
+    Attributes:
+        prompt: the start of that text, half a context long.
+    """
+
+    prompt: bytes = b""
+
+    @torch.no_grad()
+    def samples(self, model: nn.Module) -> str:
+        """The prompt, a bar, and 200 bytes drawn at temperature 0.8, always by the same random numbers."""
+        device, draws = next(model.parameters()).device, torch.Generator().manual_seed(0)
+        text = list(self.prompt)
+        model.eval()
+        for _ in range(_SAMPLED):
+            window = torch.tensor([text[-2 * len(self.prompt) :]], device=device)
+            logits = model(window).logits[0, -1].float().cpu()
+            chances = torch.softmax(logits / _TEMPERATURE, -1)
+            text.append(int(torch.multinomial(chances, 1, generator=draws)))
+        model.train()
+        made = bytes(text[len(self.prompt) :])
+        return f"{self.prompt.decode(errors='replace')}{BAR}{made.decode(errors='replace')}"
+
+
 def load(
     path: Path | None,
     made: Callable[[], nn.Module] | None = None,
@@ -65,13 +94,16 @@ def of_bytes(
 ) -> Problem:
     """The problem of the next byte of a text."""
     digest = hashlib.sha256(train + held_out).hexdigest()[:12]
-    return _of_symbols(
+    problem = _of_symbols(
         np.frombuffer(train, np.uint8),
         np.frombuffer(held_out, np.uint8),
         f"{source}, sha256 {digest}: {len(train)} bytes to train on, {len(held_out)} held out",
         made,
         context,
         batch_size,
+    )
+    return Text(
+        problem.model, problem.batch, problem.validation, problem.data, prompt=held_out[: context // 2]
     )
 
 

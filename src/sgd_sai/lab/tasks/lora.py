@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pydoc_data.topics
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def _own(
 
     problem = gpt.of_bytes(train, held_out, source, model, context, size)
     base = f"base trained on {before.data.partition(':')[0]}, weights {pretrained.digest(weights)}"
-    return Problem(problem.model, problem.batch, problem.validation, f"{problem.data}; {base}")
+    return replace(problem, data=f"{problem.data}; {base}")
 
 
 def _prose() -> tuple[bytes, bytes]:

@@ -60,8 +60,8 @@ class Problem:
         model.train()
         return {"val_loss": loss / count, "val_accuracy": right / count}
 
-    def samples(self, model: nn.Module) -> bytes | None:
-        """A PNG of what the model makes, if it makes pictures."""
+    def samples(self, model: nn.Module) -> bytes | str | None:
+        """What the model makes, if it makes something: pictures, as a PNG, or a text."""
         return None
 
 
