@@ -82,4 +82,5 @@ def _overview() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Not this module's own `main`: commands raise the `CommandError` of sgd_sai.cli, and this is __main__.
+    sys.exit(importlib.import_module("sgd_sai.cli").main())

@@ -29,6 +29,8 @@ def rejected(arguments, capsys):
         (["--optimizer", "adamx"], ["--optimizer", "'adamx'", "sgd-sai, adamw, sgd"]),
         (["--seeds", "0,x"], ["--seeds", "'x'", "integer"]),
         (["--seeds", "-1"], ["--seeds", "'-1'"]),
+        (["--seeds", "99,100"], ["--seeds", "'99,100'", "sgd-sai tune"]),
+        (["--jobs", "0"], ["--jobs", "'0'"]),
         (["--steps", "0"], ["--steps", "'0'"]),
         (["--threads", "two"], ["--threads", "'two'"]),
         (["--lr", "nan", "--optimizer", "sgd"], ["--lr", "'nan'"]),
@@ -55,6 +57,13 @@ def test_text_that_cannot_be_learned(content, tmp_path, capsys):
     assert str(data) in message
     assert "0 bytes" in message or "to hold out" in message
     assert not out.exists()
+
+
+def test_the_command_line_as_a_module():
+    given = [sys.executable, "-m", "sgd_sai.cli", "compare", "--seeds", "-1"]
+    ended = subprocess.run(given, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == "sgd-sai: --seeds: given '-1'; allowed: an integer ≥ 0\n"
 
 
 def test_an_extra_that_is_not_installed():

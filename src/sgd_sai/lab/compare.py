@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sgd_sai.cli import CommandError
-from sgd_sai.lab import arguments, provenance, report, runner, tuned
+from sgd_sai.lab import arguments, provenance, report, runner, tune, tuned
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import RunConfig
 from sgd_sai.lab.study import Plan, study
@@ -50,6 +50,11 @@ def _plan(args: argparse.Namespace, jobs: int) -> tuple[list[Plan], Path]:
     tasks = arguments.tasks(args.task, args.scale, args.data)
     optimizers = arguments.optimizers(args.optimizer)
     seeds = arguments.integers("--seeds", args.seeds)
+    if tune.SEED in seeds:
+        raise CommandError(
+            f"--seeds: given {args.seeds!r}, with {tune.SEED}, by which `sgd-sai tune` chose the learning "
+            "rates; allowed: other integers ≥ 0"
+        )
     steps = None if args.steps is None else arguments.integer("--steps", args.steps, least=1)
     threads = arguments.threads(args.threads, jobs)
     lr = None if args.lr is None else arguments.learning_rate("--lr", args.lr)
