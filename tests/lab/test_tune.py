@@ -58,8 +58,21 @@ def test_budgets_are_made_equal_around_the_best(tmp_path):
     equalise(path, "gpt", ["adamw", "sgd"], lambda optimizer, lr: record_at(lr, 0.17))
     entries = tuned.read(path)["gpt"]
     assert entries["adamw"]["grid"] == [record.config.lr for record in wide]
-    assert entries["sgd"]["grid"] == [0.01, 0.0316, 0.0563, 0.1, 0.178, 0.316, 0.562, 1.0]
+    assert entries["sgd"]["grid"] == [0.01, 0.0316, 0.0563, 0.1, 0.178, 0.316, 0.563, 1.0]
     assert entries["sgd"]["lr"] == 0.178
+
+
+def test_a_best_that_extra_trials_put_on_an_edge_is_passed(tmp_path):
+    path = tmp_path / "tuned.json"
+    tuned.enter(path, "gpt", "adamw", _entry(search(0.1, lambda lr: record_at(lr, 0.001))))
+    tuned.enter(path, "gpt", "sgd", _entry(search(0.1, lambda lr: record_at(lr, 0.17))))
+    of_sgd = tuned.read(path)["gpt"]["sgd"]
+    tuned.enter(path, "gpt", "sgd", {**of_sgd, "lr": 1.0})
+    equalise(path, "gpt", ["adamw", "sgd"], lambda optimizer, lr: record_at(lr, 0.17))
+    entries = tuned.read(path)["gpt"]
+    assert len(entries["sgd"]["grid"]) == len(entries["adamw"]["grid"])
+    for entry in entries.values():
+        assert entry["lr"] in entry["grid"][1:-1]
 
 
 def test_a_result_is_entered_and_used(tmp_path):

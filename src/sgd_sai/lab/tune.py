@@ -13,7 +13,6 @@ import argparse
 import math
 from collections.abc import Callable
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -105,20 +104,35 @@ def search(start: float, train: Callable[[float], Record]) -> list[Record]:
 
 def equalise(path: Path, task: str, optimizers: list[str], train: Callable[[str, float], Record]) -> None:
     """Give each of the optimizers, named in the file, as many trials as the one that has the most."""
-    entries = {optimizer: tuned.read(path)[task][optimizer] for optimizer in optimizers}
-    most = max(len(entry["points"]) for entry in entries.values())
-    for optimizer, entry in entries.items():
-        for _ in range(most - len(entry["points"])):
-            record = train(optimizer, finer(entry["lr"], entry["grid"]))
-            entry = _with(entry, record)
-            tuned.enter(path, task, optimizer, entry)
+    trials = 0
+    while True:
+        entries = {optimizer: tuned.read(path)[task][optimizer] for optimizer in optimizers}
+        most = max(len(entry["points"]) for entry in entries.values())
+        short = [name for name, entry in entries.items() if len(entry["points"]) < most or _on_edge(entry)]
+        if not short or trials > WIDEST * len(optimizers):
+            return
+        for optimizer in short:
+            entry = entries[optimizer]
+            record = train(optimizer, following(entry["lr"], entry["grid"]))
+            tuned.enter(path, task, optimizer, _with(entry, record))
+            trials += 1
 
 
-def finer(best: float, grid: list[float]) -> float:
-    """The next rate to try: the nearest quarter-decade from the best that is not in the grid."""
-    rates = (rate(best, sign * quarter / 2) for quarter in count(1) for sign in (1, -1))
+def following(best: float, grid: list[float]) -> float:
+    """The next rate to try: beyond the edge if the best lies on it, else at a quarter-decade that is free.
+
+    The nearest to the best inside the grid; beyond its ends where there is none inside.
+    """
+    if best in (min(grid), max(grid)):
+        return rate(best, -1 if best == min(grid) else 1)
     # A quarter-decade twice is half a decade up to the three digits that are kept.
-    return next(lr for lr in rates if all(abs(math.log10(lr / other)) > 1 / 8 for other in grid))
+    rates = [rate(best, sign * quarter / 2) for quarter in range(1, 4 * WIDEST) for sign in (1, -1)]
+    free = [lr for lr in rates if all(abs(math.log10(lr / other)) > 1 / 8 for other in grid)]
+    return next((lr for lr in free if min(grid) < lr < max(grid)), free[0])
+
+
+def _on_edge(entry: dict[str, Any]) -> bool:
+    return entry["lr"] in (min(entry["grid"]), max(entry["grid"]))
 
 
 def _entry(records: list[Record]) -> dict[str, Any]:
