@@ -7,7 +7,8 @@ part alone. Only while blocks are without a scale do ranks talk, to measure the 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from itertools import pairwise
@@ -52,6 +53,15 @@ def laid_out_as(tensor: Tensor, param: Tensor) -> Tensor:
     if tensor.device_mesh != param.device_mesh:
         return laid_out_as(tensor.full_tensor(), param)
     return tensor.redistribute(placements=param.placements)
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """A DTensor of partial sums as the sum, on every rank of the mesh dims over which it was partial."""
+    if not is_spread(tensor) or not any(placed.is_partial() for placed in tensor.placements):
+        return tensor
+    from torch.distributed.tensor import Replicate
+
+    return tensor.redistribute(placements=[Replicate() if p.is_partial() else p for p in tensor.placements])
 
 
 def sharing_groups(tensor: Tensor) -> tuple[ProcessGroup, ...]:
@@ -100,6 +110,8 @@ def part_of(tensor: Tensor | Part, parts: int = 1, here: Tensor | None = None) -
     """What is here of a tensor; or of one of its equal `parts`, of which `here` is what this rank holds."""
     if isinstance(tensor, Part):
         return tensor
+    if here is None:
+        tensor = summed(tensor)
     n = tensor.numel() * (1 + tensor.is_complex()) // parts
     return Part(local(tensor) if here is None else here, n, sharing_groups(tensor))
 
@@ -134,6 +146,29 @@ def gather_over_ranks(values: Sequence[float], group: ProcessGroup) -> list[list
     torch.distributed.all_gather_into_tensor(everyones, own, group)
     rows: list[list[float]] = everyones.view(group.size(), len(own)).tolist()
     return rows
+
+
+def told_by_ranks(told: Any, group: ProcessGroup) -> list[Any]:
+    """What each rank of the group tells, in the order of the ranks; on each."""
+    everyones: list[Any] = [None] * group.size()
+    torch.distributed.all_gather_object(everyones, told, group)
+    return everyones
+
+
+@contextmanager
+def raised_together(group: ProcessGroup | None) -> Iterator[None]:
+    """An error about the input of one rank becomes one of every rank, so that none waits for that rank."""
+    error: Exception | None = None
+    try:
+        yield
+    except (TypeError, ValueError) as raised:
+        error = raised
+    if group is not None:
+        for rank, message in enumerate(told_by_ranks(error and str(error), group)):
+            if message and error is None:
+                raise ValueError(f"{message} (on rank {rank} of process_group)")
+    if error is not None:
+        raise error
 
 
 def _device(group: ProcessGroup, wanted: torch.device) -> torch.device:

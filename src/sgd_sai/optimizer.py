@@ -25,6 +25,7 @@ from sgd_sai.distributed import (
     local,
     local_parts,
     part_of,
+    raised_together,
 )
 from sgd_sai.gsnr import UNLATCHED, Moments, Rule
 from sgd_sai.options import Group, check_given, check_options, check_params, check_whole, is_given, name_of
@@ -153,14 +154,14 @@ class SGDSaI(Optimizer):
             "gsnr_max": UNLATCHED,
             "gsnr_rms": UNLATCHED,
         }
-        check_options(defaults)
         self._tables: dict[tuple[int, int], dict[str, Any]] = {}  # of addresses on a GPU; no state
         if process_group is not None:
             check_group(process_group)
         self.process_group = process_group
-        super().__init__(params, defaults)
-        if process_group is None:
-            check_given(self.param_groups)
+        with raised_together(process_group):
+            check_options(defaults)
+            super().__init__(params, defaults)
+        check_given(self.param_groups, process_group)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group; its blocks latch at their first gradient. Raises as the constructor does."""

@@ -6,12 +6,15 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from sgd_sai.distributed import check_covers, is_spread
+from sgd_sai.distributed import check_covers, is_spread, told_by_ranks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 RULES = ("gsnr", "sqrt_d")
 ROUNDINGS = ("nearest", "stochastic", "kahan")
@@ -34,13 +37,25 @@ def is_given(scale: object) -> bool:
     return isinstance(scale, Mapping)
 
 
-def check_given(groups: list[Group]) -> None:
-    """Raise for scales by name that no parameter of these groups has."""
+def check_given(groups: list[Group], process_group: ProcessGroup | None = None) -> None:
+    """Raise, on every rank, for scales by name that no parameter has, or that are others on other ranks."""
     names = {name for group in groups for name in group.get("param_names", ())}
-    given = {name for group in groups if is_given(group["scale"]) for name in group["scale"]}
-    if given - names:
+    given = {
+        name: raw for group in groups if is_given(group["scale"]) for name, raw in group["scale"].items()
+    }
+    if process_group is not None:
+        of_ranks = told_by_ranks((names, given), process_group)
+        names = names.union(*(of_rank for of_rank, _ in of_ranks))
+        for rank, (_, of_rank) in enumerate(of_ranks):
+            if of_rank != of_ranks[0][1]:
+                raise ValueError(
+                    f"scale: rank {rank} of process_group is given other scales than rank 0; allowed: the "
+                    "same on all, measured on one and broadcast"
+                )
+    unknown = given.keys() - names
+    if unknown:
         raise ValueError(
-            f"scale: names {len(given - names)} that are no parameters: {listed(given - names)}; allowed: "
+            f"scale: names {len(unknown)} that are no parameters: {listed(unknown)}; allowed: "
             "the names of all parameters, or with process_group those of the whole model"
         )
 

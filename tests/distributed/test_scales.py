@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from test_dtensor import tensor_parallel
 from tiny import BATCH, LATE, OPTIONS, Tiny, assert_same_outcome, batch, loss_of, outcome, train
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -16,7 +17,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor.debug import CommDebugMode
 from world import world
 
-from sgd_sai import UNLATCHED, SGDSaI, measure_scales
+from sgd_sai import UNLATCHED, GSNRRecorder, SGDSaI, measure_scales
 
 
 def loss(model: nn.Module) -> torch.Tensor:
@@ -91,6 +92,18 @@ def test_a_resumed_run_takes_its_own_scales() -> None:
             loss_of_net(each).backward()
             of.step()
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), resumed.parameters(), strict=True))
+
+
+def test_a_piece_starts_at_its_own_first_gradient() -> None:
+    """The known difference to one process: where a wrapper has cut a parameter, each piece has its own m₁."""
+    rows = [nn.Parameter(torch.ones(2, 3)) for _ in range(2)]
+    optimizers = [SGDSaI([("embedding", piece)], scale={"embedding": 3.0}) for piece in rows]
+    for first in (True, False):
+        for piece, optimizer in zip(rows, optimizers, strict=True):
+            piece.grad = torch.zeros(2, 3) if first and piece is rows[1] else torch.ones(2, 3)
+            optimizer.step()
+    momenta = [o.state[p]["momentum_buffer"] for o, p in zip(optimizers, rows, strict=True)]
+    torch.testing.assert_close(momenta[1], torch.ones(2, 3))  # as one block it would be 0.1
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -178,6 +191,47 @@ def flat_parameters() -> None:
             assert (p - q).norm() <= 1e-5 * p.norm()
 
 
-@pytest.mark.parametrize("scenario", [sharded, stages, flat_parameters], ids=lambda f: f.__name__)
+def partial_gradients() -> None:
+    """Tensor parallelism leaves gradients that are sums still to be made over the ranks."""
+    model, mesh = Tiny(()), init_device_mesh("cpu", (2,))
+    truth = measure_scales(model, loss(model))
+    parallel = tensor_parallel(model, mesh)
+    gradients = torch.autograd.grad(loss(parallel), list(parallel.parameters()))
+    assert any(p.is_partial() for g in gradients for p in g.placements)
+    recorder = GSNRRecorder(parallel)
+    optimizer = SGDSaI(parallel.parameters(), **OPTIONS)
+    recorder.attach(optimizer)
+    found = measure_scales(parallel, lambda: loss(parallel))
+    loss(parallel).backward()
+    optimizer.step()
+    recorded = {row["block"]: row["gsnr"] for row in recorder.rows}
+    for name in truth:
+        assert found[name] == pytest.approx(truth[name], rel=1e-5)
+        assert recorded[name] == pytest.approx(truth[name], rel=1e-5)
+
+
+def bad_on_one_rank() -> None:
+    """What is wrong on one rank is an error on both, and none waits for the other."""
+    rank, group = dist.get_rank(), dist.group.WORLD
+    good = {"weight": 1.0, "bias": 2.0}
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"scale": good if rank == 0 else {"weight": 1.0}}, "lacks 1 of the parameters: bias"),
+        ({"scale": {**good, "wieght": 100.0}}, "no parameters: wieght"),
+        (
+            {"scale": {**good, "bias": 2.0 + rank}},
+            "rank 1 of process_group is given other scales than rank 0",
+        ),
+        ({"lr": 0.1 if rank == 0 else -1.0}, "lr: given -1.0"),
+    ]
+    for options, message in bad:
+        with pytest.raises(ValueError, match=message):
+            SGDSaI(nn.Linear(2, 2).named_parameters(), process_group=group, **options)
+    SGDSaI(nn.Linear(2, 2).named_parameters(), process_group=group, scale=good)
+
+
+SCENARIOS = [sharded, stages, flat_parameters, partial_gradients, bad_on_one_rank]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda f: f.__name__)
 def test_on_two_ranks(scenario: Any) -> None:
     world(2, scenario)
