@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import repeat
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +13,25 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from sgd_sai import checkpoint, gsnr, precision
+from sgd_sai.blocks import (
+    Waiting,
+    Work,
+    blocks_of,
+    given_gsnr,
+    plain_columns,
+    start_momentum,
+    unlatched_blocks,
+)
 from sgd_sai.checkpoint import gsnr_keys
 from sgd_sai.distributed import (
-    Part,
     check_group,
     gather_over_ranks,
-    is_spread,
     laid_out_as,
-    local,
-    local_parts,
     part_of,
     raised_together,
 )
 from sgd_sai.gsnr import UNLATCHED, Moments, Rule
 from sgd_sai.options import Group, check_given, check_options, check_params, check_whole, is_given, name_of
-from sgd_sai.precision import Momentum, Momentum8
 from sgd_sai.update import unscales, update
 
 if TYPE_CHECKING:
@@ -207,7 +209,7 @@ class SGDSaI(Optimizer):
                 )
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # bookkeeping stays Python; torch.compile is given the arithmetic
-    def _scaled(self, groups: list[Group] | None, compiling: bool) -> list[tuple[Group, _Work]]:
+    def _scaled(self, groups: list[Group] | None, compiling: bool) -> list[tuple[Group, Work]]:
         """What moves in this step, group by group, every block with its scale."""
         groups = self.param_groups if groups is None else groups
         _check_capture(groups)
@@ -234,13 +236,13 @@ class SGDSaI(Optimizer):
 
         What a first step with `measure_first=True` does, for gradients that are gone by then.
         """
-        waiting: list[tuple[Group, list[_Waiting]]] = []
+        waiting: list[tuple[Group, list[Waiting]]] = []
         moments: list[Moments] = []
         for group in self.param_groups:
             keys = gsnr_keys(group["split"])
             blocks = [
                 (
-                    _Waiting(param, param, None, None, self.state[param], key, None, _given(group, index)),
+                    Waiting(param, param, None, None, self.state[param], key, None, given_gsnr(group, index)),
                     of_part,
                 )
                 for index, param in enumerate(group["params"])
@@ -322,10 +324,10 @@ class SGDSaI(Optimizer):
         state = self.state.get(param, {})
         return any(state.get(key, UNLATCHED) == UNLATCHED for key in gsnr_keys(group["split"]))
 
-    def _gather(self, group: Group) -> _Work:
+    def _gather(self, group: Group) -> Work:
         """What has a gradient in the group, each with its state, which is created where it is missing."""
-        work = _Work()
-        if plain := self._plain_columns(group):
+        work = Work()
+        if plain := plain_columns(group, self.state):
             work.columns = plain
             return work
         keys = gsnr_keys(group["split"])
@@ -345,47 +347,20 @@ class SGDSaI(Optimizer):
             if group["momentum"] != 0 and "momentum_buffer" not in state:
                 precision.create_momentum(state, param, group["state_dtype"], len(keys))
                 if state[keys[0]] != UNLATCHED:  # measured in an earlier step, or momentum was 0 until now
-                    for _, g, m, _, _ in _blocks(param, grad, state, group, keys):
-                        _start(m, g, group["maximize"])
-            for θ, g, m, c, key in _blocks(param, grad, state, group, keys):
+                    for _, g, m, _, _ in blocks_of(param, grad, state, group, keys):
+                        start_momentum(m, g, group["maximize"])
+            for θ, g, m, c, key in blocks_of(param, grad, state, group, keys):
                 raw = state[key]
                 if raw == UNLATCHED:
-                    part, given = part_of(grad, len(keys), g), _given(group, index)
-                    work.waiting.append(_Waiting(θ, g, m, c, state, key, part, given))
+                    part, given = part_of(grad, len(keys), g), given_gsnr(group, index)
+                    work.waiting.append(Waiting(θ, g, m, c, state, key, part, given))
                 else:
                     work.blocks.append((θ, g, m, raw, c))
         return work
 
-    def _plain_columns(self, group: Group) -> _Columns | None:
-        """What has a gradient, if each is one real, dense, latched block on this rank, as nearly all are.
-
-        List by list: what `_gather` does for any parameter takes Python longer than a small tensor's update.
-        """
-        if group["split"] != 1 or group["rounding"] == "kahan":
-            return None
-        params = [param for param in group["params"] if param.grad is not None]
-        grads = [param.grad for param in params]
-        states: list[Any] = list(map(self.state.get, params))
-        if not params or None in states:
-            return None
-        raws = [state.get("gsnr", UNLATCHED) for state in states]
-        if UNLATCHED in raws:
-            return None
-        momenta: list[Any] = [None] * len(params)
-        if group["momentum"] == 0 and any(map(is_spread, params)):
-            return None
-        if group["momentum"] != 0:  # laid out as its parameter; one of 8 bits is of integers
-            momenta = [state.get("momentum_buffer") for state in states]
-        tensors = grads if group["momentum"] == 0 else grads + momenta
-        if set(map(type, tensors)) != {Tensor} or {grad.layout for grad in grads} != {torch.strided}:
-            return None
-        if not all(dtype.is_floating_point for dtype in {tensor.dtype for tensor in tensors}):
-            return None
-        return params, grads, momenta, raws, [None] * len(params)
-
-    def _latch(self, gathered: list[tuple[Group, _Work]]) -> None:
+    def _latch(self, gathered: list[tuple[Group, Work]]) -> None:
         """Freeze the scale of each block that meets its first finite, non-zero gradient in this step."""
-        waiting = [(group, block) for group, work in gathered for block in _unlatched_blocks(group, work)]
+        waiting = [(group, block) for group, work in gathered for block in unlatched_blocks(group, work)]
         if not waiting and (self.process_group is None or self._knows_normalizers()):
             return
         if _capturing():
@@ -395,7 +370,7 @@ class SGDSaI(Optimizer):
             )
         self._freeze(waiting, gsnr.measure([[b.part for b in block if b.part] for _, block in waiting]))
 
-    def _freeze(self, waiting: list[tuple[Group, list[_Waiting]]], moments: list[Moments]) -> None:
+    def _freeze(self, waiting: list[tuple[Group, list[Waiting]]], moments: list[Moments]) -> None:
         """Latch the blocks whose moments allow it; the others rest if their gradient is not finite."""
         # Every scale is known before the first is written: a rule that raises leaves the state as it was.
         found = [
@@ -476,58 +451,6 @@ SGD_sai = SGDSaI
 """The name that the paper's tutorial and the authors' release use."""
 
 
-#: Blocks as parallel lists of real views: θ, g, m, the raw G_snr, the compensation.
-_Columns = tuple[Sequence[Any], Sequence[Any], Sequence[Any], Sequence[float], Sequence[Any]]
-
-
-class _Work:
-    """What moves in a group, and the blocks still without a scale."""
-
-    def __init__(self) -> None:
-        self.lr: float | Tensor = 0.0
-        self.amp: dict[str, Tensor | None] = {}
-        self.cache: dict[str, Any] = {}
-        self.columns: _Columns = [], [], [], [], []
-        self.blocks: list[tuple[Tensor, Tensor, Momentum, float, Tensor | None]] = []
-        self.waiting: list[_Waiting] = []
-
-    def collect(self, group: Group) -> bool:
-        """Make the columns that `update` takes, each block with its scale; say whether anything moves."""
-        self.blocks += [
-            (block.param, block.grad, block.momentum, block.state[block.key], block.compensation)
-            for block in self.waiting
-            if not block.rests
-        ]
-        if self.blocks:
-            self.columns = cast(_Columns, tuple(map(list, zip(*self.blocks, strict=True))))
-        params, grads, momenta, raws, compensations = self.columns
-        self.columns = params, grads, momenta, _scales(raws, group), compensations
-        return bool(params)
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A parameter, or a part of one, that is not latched, and where its G_snr belongs."""
-
-    param: Tensor
-    grad: Tensor
-    momentum: Momentum
-    compensation: Tensor | None
-    state: dict[str, Any]
-    key: str
-    part: Part | None  # of the gradient, which may be spread over ranks; None: measured already
-    given: float | None  # the raw G_snr where the user gives it
-    rests: bool = False  # takes no part in this step's update
-
-    def latch(self, gsnr: float, group: Group) -> None:
-        self.state[self.key] = gsnr
-        if group["measure_first"]:
-            self.rests = True
-            self.state.pop("momentum_buffer", None)  # absent = not begun: m₁ is the next gradient
-        else:
-            _start(self.momentum, self.grad, group["maximize"])
-
-
 def _capturing() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
@@ -543,59 +466,3 @@ def _check_capture(groups: list[Group]) -> None:
                 f"lr: given {group['lr']!r} in a CUDA graph capture, which would keep that value for ever; "
                 "allowed: a 0-dim tensor on the GPU"
             )
-
-
-def _unlatched_blocks(group: Group, work: _Work) -> Iterator[list[_Waiting]]:
-    if group["blocks"] == "tensor":
-        yield from ([part] for part in work.waiting)
-    elif work.waiting:
-        yield work.waiting
-
-
-def _scales(raws: Sequence[float], group: Group) -> list[float]:
-    """What multiplies lr for blocks: G̃, or G_snr where the group is not normalised; 0 while unlatched."""
-    normalize = group["normalize"]
-    if normalize is True:
-        largest = group["gsnr_max"]
-        return [0.0 if raw == UNLATCHED else gsnr.scale(raw, largest) for raw in raws]
-    by = gsnr.divisor(normalize, group)
-    return [0.0 if raw == UNLATCHED else raw / by for raw in raws]
-
-
-def _given(group: Group, index: int) -> float | None:
-    """The raw G_snr that the user gives for a parameter."""
-    return group["scale"][group["param_names"][index]] if is_given(group["scale"]) else None
-
-
-def _start(momentum: Momentum, grad: Tensor, maximize: bool) -> None:
-    """m₁ = g₁."""
-    if isinstance(momentum, Tensor):
-        momentum.copy_(grad)
-        if maximize:
-            momentum.neg_()
-    elif momentum is not None:
-        momentum.write(-grad if maximize else grad)
-
-
-def _blocks(
-    param: Tensor, grad: Tensor, state: dict[str, Any], group: Group, keys: tuple[str, ...]
-) -> Iterable[tuple[Tensor, Tensor, Momentum, Tensor | None, str]]:
-    """The blocks of a parameter as views: equal parts along dim 0, complex numbers as pairs of reals."""
-    momentum: Tensor | None = state.get("momentum_buffer") if group["momentum"] != 0 else None
-    compensation: Tensor | None = None
-    if group["rounding"] == "kahan" and param.dtype.itemsize == 2:
-        if "compensation" not in state:
-            state["compensation"] = torch.zeros_like(param)
-        compensation = state["compensation"]
-    if len(keys) == 1 and not param.is_complex() and "momentum_absmax" not in state:
-        m, c = (None if t is None else local(t) for t in (momentum, compensation))
-        return ((local(param), local(grad), m, c, keys[0]),)
-    n = len(keys)
-    momenta: Iterable[Momentum] = repeat(None)
-    if momentum is not None and "momentum_absmax" in state:
-        momenta = Momentum8(momentum, state["momentum_absmax"]).parts(n)
-    elif momentum is not None:
-        momenta = map(gsnr.as_real, local_parts(momentum, n))
-    compensations = repeat(None) if compensation is None else local_parts(compensation, n)
-    thetas, grads = (map(gsnr.as_real, local_parts(tensor, n)) for tensor in (param, grad))
-    return zip(thetas, grads, momenta, compensations, keys, strict=False)
