@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import io
 
 import pytest
 import torch
@@ -55,19 +55,23 @@ def test_it_learns_and_its_state_returns(name):
 
     def made():
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+        # Its first matrix is large enough, 4096 numbers, for all that keep states in 8 bit to do so.
+        model = nn.Sequential(nn.Linear(8, 512), nn.Tanh(), nn.Linear(512, 3))
         return model, optimizers.build(name, model, OPTIMIZERS[name].start, SHRINK)
 
-    inputs, targets = torch.randn(2, 64, 6, generator=torch.Generator().manual_seed(1)).unbind()
+    inputs, targets = torch.randn(2, 64, 8, generator=torch.Generator().manual_seed(1)).unbind()
     targets = targets[:, :3]
     model, optimizer = made()
     at_first = nn.functional.mse_loss(model(inputs), targets).item()
     trained(optimizer, model, 10)
-    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    saved = io.BytesIO()
+    torch.save((model.state_dict(), optimizer.state_dict()), saved)
     whole = trained(optimizer, model, 10)
     again, resumed = made()
-    again.load_state_dict(saved[0])
-    resumed.load_state_dict(saved[1])
+    saved.seek(0)
+    weights, state = torch.load(saved, weights_only=True)
+    again.load_state_dict(weights)
+    resumed.load_state_dict(state)
     if name == "release":
         return  # it measures again
     assert trained(resumed, again, 10) == whole
@@ -78,6 +82,35 @@ def test_a_missing_package_is_one_line(monkeypatch):
     monkeypatch.setattr(optimizers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"lion needs the package 'optimi': pip install 'sgd-sai\[study\]'"):
         optimizers.check_installed(["sgd", "lion"])
+
+
+def test_an_older_torch_without_muon_is_one_line(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(ValueError, match=r"muon needs torch\.optim\.Muon, of torch 2\.9 or later"):
+        optimizers.check_installed(["muon"])
+
+
+def test_torchaos_learning_rate_stays_a_number_that_can_be_set():
+    pytest.importorskip("torchao")
+    model = nn.Linear(3, 2)
+    optimizer = optimizers.build("adamw-8bit-torchao", model, 1e-3, 0.0)
+    model(torch.ones(1, 3)).sum().backward()
+    for lr in (0.1, 0.2):
+        before = model.weight.detach().clone()
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        torch.testing.assert_close(before - model.weight, torch.full_like(before, lr))
+        assert type(optimizer.param_groups[0]["lr"]) is float
+
+
+@pytest.mark.parametrize("name", ["adamw-8bit", "adamw-8bit-torchao"])
+def test_bytes_of_an_8_bit_state(name):
+    model = nn.Linear(1024, 64, bias=False)
+    optimizer = optimizers.build(name, model, 1e-3, SHRINK)
+    model(torch.randn(4, 1024)).sum().backward()
+    optimizer.step()
+    # Two moments of a byte, a float32 for each 256 numbers of each, two tables of 256, a count.
+    assert 0 < optimizers.state_bytes(optimizer) - 2 * (65536 + 4 * 256 + 4 * 256) <= 8
 
 
 def test_a_schedule_free_optimizer_is_evaluated_at_its_average():

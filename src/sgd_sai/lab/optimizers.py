@@ -146,6 +146,41 @@ def _lion(model: nn.Module, lr: float, shrink: float) -> Optimizer:
     return optimizer
 
 
+def _bitsandbytes(model: nn.Module, lr: float, shrink: float) -> Optimizer:
+    import bitsandbytes
+
+    optimizer: Optimizer = bitsandbytes.optim.AdamW8bit(
+        groups(model), lr=lr, betas=_BETAS, weight_decay=shrink / lr
+    )
+    return optimizer
+
+
+def _torchao(model: nn.Module, lr: float, shrink: float) -> Optimizer:
+    """It wants its learning rate as a tensor, which the lab's is not, and compiles its step.
+
+    On the CPU it steps eagerly: compiling would need a C++ compiler, and time for each shape.
+    """
+    from torchao.optim import AdamW8bit
+
+    class Stepping(AdamW8bit):  # type: ignore[misc]
+        def step(self, closure: Any = None) -> Any:
+            on_cuda = any(param.is_cuda for group in self.param_groups for param in group["params"])
+            for group in self.param_groups:
+                group["lr"] = torch.tensor(group["lr"])
+            with torch.compiler.set_stance("default" if on_cuda else "force_eager"):
+                loss = super().step(closure)
+            self.plain()
+            return loss
+
+        def plain(self) -> None:
+            for group in self.param_groups:
+                group["lr"] = float(group["lr"])
+
+    optimizer = Stepping(groups(model), lr=lr, betas=_BETAS, weight_decay=shrink / lr)
+    optimizer.plain()
+    return optimizer
+
+
 def _release(model: nn.Module, lr: float, shrink: float) -> Optimizer:
     """The authors' own. It measures again after a restart, so that its runs do not resume exactly."""
     optimizer: Optimizer = _load_release().SGD_sai(
@@ -199,8 +234,33 @@ OPTIMIZERS = {
             constant=True,
         ),
         Entry("lion", "Lion", ("#be185d", "#f472b6"), 1e-4, _lion, package="optimi"),
+        Entry(
+            "adamw-8bit",
+            "AdamW, 8 bit (bitsandbytes)",
+            ("#1e3a8a", "#93c5fd"),
+            1e-3,
+            _bitsandbytes,
+            package="bitsandbytes",
+            tuned_as="adamw",
+        ),
+        Entry(
+            "adamw-8bit-torchao",
+            "AdamW, 8 bit (torchao)",
+            ("#155e75", "#67e8f9"),
+            1e-3,
+            _torchao,
+            package="torchao",
+            tuned_as="adamw",
+        ),
         Entry("sgd-sai-sqrt-d", "SGD-SaI, √d", ("#9a3412", "#fdba74"), 1.0, _ours(scale="sqrt_d")),
         Entry("sgd-sai-raw", "SGD-SaI, raw G", ("#b91c1c", "#f87171"), 3.16e-3, _ours(normalize=False)),
+        Entry(
+            "sgd-sai-raw-sqrt-d",
+            "SGD-SaI, raw √d",
+            ("#881337", "#fda4af"),
+            3.16e-3,
+            _ours(scale="sqrt_d", normalize=False),
+        ),
         Entry("sgd-sai-rms", "SGD-SaI, rms", ("#78350f", "#d6a46c"), 1e-3, _ours(normalize="rms")),
         Entry("sgd-sai-bf16", "SGD-SaI, bf16", ("#ea580c", "#fed7aa"), 1.0, _BF16, tuned_as="sgd-sai"),
         Entry("sgd-sai-8bit", "SGD-SaI, 8 bit", ("#dc7a4a", "#ffedd5"), 1.0, _8BIT, tuned_as="sgd-sai"),
@@ -222,6 +282,10 @@ def check_installed(names: Iterable[str]) -> None:
                     "release needs the authors' release in .peers/: "
                     "pip install --no-deps --target .peers sgd-sai==1.0.3"
                 )
+        elif name == "muon" and not hasattr(torch.optim, "Muon"):
+            raise ValueError(
+                f"muon needs torch.optim.Muon, of torch 2.9 or later; this is {torch.__version__}"
+            )
         elif package is not None and importlib.util.find_spec(package) is None:
             raise ValueError(f"{name} needs the package {package!r}: pip install 'sgd-sai[study]'")
 
@@ -245,9 +309,20 @@ def evaluated_weights(optimizer: Optimizer) -> Iterator[None]:
 
 
 def state_bytes(optimizer: Optimizer) -> int:
-    """Bytes of the optimizer's state as it is: its tensors, and 8 for each plain number."""
-    total = 0
+    """Bytes of the optimizer's state as it is: its tensors, each once, and 8 for each plain number."""
+    tensors, numbers = {}, 0
     for entries in optimizer.state.values():
         for value in entries.values():
-            total += value.numel() * value.element_size() if isinstance(value, Tensor) else 8
-    return total
+            if isinstance(value, Tensor):
+                tensors.update(_stored(value))
+            else:
+                numbers += 1
+    return sum(tensors.values()) + 8 * numbers
+
+
+def _stored(tensor: Tensor) -> dict[int, int]:
+    """{address: bytes} of what is stored of a tensor; one made of others, as 8-bit ones are, is these."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return {at: size for name in names for at, size in _stored(getattr(tensor, name)).items()}
+    return {tensor.data_ptr(): tensor.numel() * tensor.element_size()}
