@@ -50,19 +50,6 @@ def test_the_sentences_say_who_is_ahead_and_by_how_much(runs):
     assert any("of AdamW's" in sentence for sentence in said)
 
 
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no chromium on this machine")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with playwright.sync_playwright() as session:
-        found = session.chromium.launch(executable_path=chromium, args=flags)
-        yield found
-        found.close()
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_it(runs, browser, width, scheme):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import time
 from itertools import product
 
@@ -16,6 +18,7 @@ from sgd_sai.lab.records import Record, Run, RunConfig, read_runs
 
 GRID = {"lr": [0.1, 1.0], "weight_decay": [0.0, 1e-3]}
 POINTS = set(product(*GRID.values()))
+AXES = sweep.Axes(*GRID.values())
 
 
 def sweeping(out, *more):
@@ -65,20 +68,94 @@ def test_a_killed_sweep_loses_no_point_and_runs_none_twice(tmp_path, capsys):
     assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_points_that_were_lost_come_back_once():
+def opened(storage, name="s"):
+    return sweep.Sweep(name, storage, AXES, {"steps": 1, "data": "none"})
+
+
+def test_points_of_a_process_that_is_gone_come_back_once():
     storage = optuna.storages.InMemoryStorage()
-    first = sweep.Sweep("s", storage, GRID)
-    lost = [first.ask()[1] for _ in range(2)]  # their process is killed here
-    for _ in range(2):  # twice, as if the second was killed too
-        again = sweep.Sweep("s", storage, GRID)
-    assert again.left == 4
-    asked = []
-    while again.left:
-        trial, point = again.ask()
+    first = opened(storage)
+    lost = [first.claim() for _ in range(2)]
+    assert opened(storage).claim()[1] not in [point for _, point in lost]
+    for trial, _ in lost:
+        trial.set_user_attr("owner", [socket.gethostname(), os.getpid(), 0.0])
+    again, asked = opened(storage), []
+    while claimed := again.claim():
+        trial, point = claimed
         asked.append(point)
         again.tell(trial, ended(point))
-    assert sorted(asked) == sorted(POINTS)
-    assert set(lost) <= set(asked)
+    assert len(asked) == len(set(asked)) == 3
+    assert {point for _, point in lost} <= set(asked)
+    first.tell(lost[0][0], ended(lost[0][1]))  # it was not dead after all: nothing happens
+    assert sorted(completed(first.study.get_trials())) == sorted(asked)
+
+
+def test_a_silent_process_elsewhere_is_taken_for_dead():
+    first = opened(optuna.storages.InMemoryStorage())
+    trial, point = first.claim()
+    trial.set_user_attr("owner", ["another machine", 1, 0.0])
+    rest = [first.claim()[1] for _ in range(3)]
+    assert first.claim() is None
+    trial.set_user_attr("seen", time.time() - sweep.SILENCE - 1)
+    assert first.claim()[1] == point
+    assert point not in rest
+
+
+def test_two_processes_share_a_storage(tmp_path):
+    """Each point is run once, by one of them."""
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    outs = [tmp_path / "one", tmp_path / "two"]
+    processes = [start(sweeping(out, "--storage", url)) for out in outs]
+    assert [process.wait(timeout=250) for process in processes] == [0, 0]
+    found = optuna.load_study(study_name="cnn-sgd-sai-0", storage=url).get_trials(deepcopy=False)
+    assert sorted(completed(found)) == sorted(POINTS)
+    runs = [run.record.config for run in read_runs(outs)]
+    assert sorted((config.lr, config.weight_decay) for config in runs) == sorted(POINTS)
+
+
+def test_a_grid_grows_where_its_best_lies_on_an_edge():
+    axes = sweep.Axes([0.1, 1.0], [0.0, 1e-3])
+    assert axes.grown((1.0, 1e-3)) == sweep.Axes([0.1, 1.0, 10.0], [0.0, 1e-3, 0.01])
+    assert axes.grown((0.1, 0.0)) == sweep.Axes([0.01, 0.1, 1.0], [0.0, 1e-3])
+    assert sweep.Axes([0.1, 1.0, 10.0], [0.0]).grown((1.0, 0.0)) is None
+
+
+def test_it_goes_on_with_a_wider_grid_but_not_with_other_runs(tmp_path, capsys):
+    out = tmp_path / "sweep"
+    assert main([*sweeping(out, "--lr", "1", "--weight-decay", "0", "--steps", "2")]) == 0
+    assert main([*sweeping(out, "--lr", "1,0.5", "--weight-decay", "0", "--steps", "2", "--resume")]) == 0
+    assert len(read_runs([out])) == 2
+    capsys.readouterr()
+    assert main([*sweeping(out, "--steps", "3", "--resume")]) == 2
+    assert "steps 2, not 3" in capsys.readouterr().err
+    assert main([*sweeping(tmp_path / "new", "--storage", f"sqlite:///{out / 'sweep.db'}")]) == 2
+    assert "has runs with steps 2, not 30" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_is_one_line_and_the_others_go_on(tmp_path, capsys):
+    out = tmp_path / "sweep"
+    out.mkdir()
+    (out / "cnn-sgd-sai-0-lr1-wd0").write_text("no folder")
+    assert main([*sweeping(out, "--lr", "1,0.5", "--weight-decay", "0", "--steps", "2", "--resume")]) == 1
+    printed = capsys.readouterr().out
+    assert "lr 1 · λ 0: failed, FileExistsError" in printed
+    assert "lr 0.5 · λ 0: validation loss" in printed
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_browser_shows_it(browser, width, tmp_path):
+    runs = [Run(ended(point), [], []) for point in POINTS]
+    (tmp_path / "sweep.html").write_text(sweep_page.page(runs))
+    page = browser.new_page(viewport={"width": width, "height": 844})
+    complaints = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto((tmp_path / "sweep.html").as_uri())
+    page.wait_for_selector(".heatmaplayer .hm")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    heat, surface = (page.locator(".sweep > div").nth(i).bounding_box() for i in (0, 1))
+    assert (surface["y"] > heat["y"]) == (width == 390)  # below each other, or side by side
+    assert complaints == []
+    page.close()
 
 
 def ended(point, status="finished"):
@@ -93,8 +170,9 @@ def test_a_point_that_diverged_has_no_number():
     runs = [Run(ended(point, "diverged" if point == (1.0, 0.0) else "finished"), [], []) for point in POINTS]
     (grid,) = sweep_page.grids(runs)
     assert grid.found == [[0.75, None], [0.75, 0.75]]
-    assert (
-        grid.summary == "A task, SGD-SaI, seed 0: best 0.75, mean 0.75, over the 3 of 4 points that finished"
+    assert grid.summary == (
+        "A task, SGD-SaI, seed 0: best 0.75, mean 0.5625, 3 of 4 points finished; "
+        "the best is on the edge of the learning rates"
     )
 
 

@@ -1,23 +1,29 @@
 """`sgd-sai sweep`: every learning rate with every weight decay, for the robustness of optimizers to both.
 
 Weight decay λ is decoupled for all: a step at the peak learning rate η shrinks a decayed weight by η λ.
-Optuna keeps the trials, in a file of the folder or in any storage of its own; one process asks for points and
-tells results, so that no point is run twice, and `--jobs` others train.
+Optuna keeps the trials, in a file of the folder or in any storage of its own, which machines may share. In
+each, one process claims points and tells results, and `--jobs` others train.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import math
 import os
+import socket
+import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import replace
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import optuna
+import psutil
 from optuna.trial import TrialState
 from rich.console import Console
 
@@ -28,6 +34,12 @@ from sgd_sai.lab.study import outcome
 from sgd_sai.lab.tasks import ALL
 
 Point = tuple[float, float]  # lr, weight decay
+GROWTHS = 4  # of a grid, at most
+LARGEST = 1e9  # of either, for Optuna, which wants an end
+BEAT = 20.0  # seconds between two signs of life
+SILENCE = 300.0  # seconds after which a process of another machine is taken for dead
+#: States of a trial whose point is taken.
+HELD = (TrialState.RUNNING, TrialState.COMPLETE)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", default="0", metavar="N", help="of every run (default: 0)")
     parser.add_argument("--jobs", default="1", metavar="N", help="runs at a time (default: 1)")
     parser.add_argument(
+        "--widen",
+        action="store_true",
+        help="while the best point is on an edge, let the grid grow there, four times at most",
+    )
+    parser.add_argument(
         "--storage",
         metavar="URL",
-        help="Optuna's storage (default: SQLite, sweep.db in the folder of the runs)",
+        help="Optuna's storage, which several machines may share (default: SQLite, sweep.db in DIR)",
     )
 
 
@@ -57,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         arguments.integer("--jobs", args.jobs, least=1),
     )
     steps = None if args.steps is None else arguments.integer("--steps", args.steps, least=1)
-    threads = arguments.threads(args.threads)
+    threads = arguments.threads(args.threads, jobs)
     default = Path("runs", "sweep-" + provenance.now()[:19].replace(":", ""))
     out = arguments.folder(args.out, args.resume, default)
     arguments.check_data(tasks, args.data)
@@ -69,109 +86,235 @@ def run(args: argparse.Namespace) -> int:
         storage = optuna.storages.get_storage(url)
     except Exception as error:  # as many kinds as there are storages
         raise CommandError(f"--storage: cannot open {url}: {str(error).splitlines()[0]}") from None
-    grid = {"lr": sorted(set(rates)), "weight_decay": sorted(set(decays))}
+    axes = Axes(sorted(set(rates)), sorted(set(decays)))
+    failed = 0
     try:
         for task, optimizer in product(tasks, optimizers):
-            name = f"{task}-{optimizer}-{seed}"
-            first = RunConfig(task, optimizer, seed, steps or ALL[task].steps, 0.0, data, threads, 0.0)
-            _sweep(Sweep(name, storage, grid), first, out, jobs)
+            config = RunConfig(task, optimizer, seed, steps or ALL[task].steps, 0.0, data, threads, 0.0)
+            _check_resumable(config, axes, out)
+            sweep = Sweep(f"{task}-{optimizer}-{seed}", storage, axes, _identity(config))
+            failed += _sweep(sweep, config, out, jobs, GROWTHS if args.widen else 0)
     finally:
         if any(out.glob("*/run.json")):
             runs = read_runs([out])
             write_aside(out / "sweep.html", sweep_page.page(runs))
             write_aside(out / "sweep.png", sweep_page.figure(runs))
             print(f"report: {out / 'sweep.html'}\nfigure: {out / 'sweep.png'}")
-    return 0
+    return 1 if failed else 0
 
 
-class _GridSampler(optuna.samplers.GridSampler):  # type: ignore[misc]
-    """Optuna's, asked and told: it would stop `study.optimize` after its last point, which is not running."""
+@dataclass(frozen=True)
+class Axes:
+    """The grid's learning rates and weight decays, rising."""
 
-    def after_trial(self, *args: Any) -> None:
-        """Nothing."""
+    rates: list[float]
+    decays: list[float]
+
+    @property
+    def points(self) -> list[Point]:
+        """All of the grid."""
+        return list(product(self.rates, self.decays))
+
+    def grown(self, best: Point) -> Axes | None:
+        """One value more beyond each edge that `best` is on; None where it is on none.
+
+        An axis of one value has no edge, and no decay is less than 0.
+        """
+        rates, decays = _grown(self.rates, best[0]), _grown(self.decays, best[1])
+        return None if (rates, decays) == (self.rates, self.decays) else Axes(rates, decays)
+
+
+def _grown(values: list[float], best: float) -> list[float]:
+    if len(values) < 2 or best not in (values[0], values[-1]) or best == 0:
+        return values
+    inner = values[1] if best == values[0] else values[-2]
+    beyond = float(f"{best * best / inner:.3g}") if inner else 10 * best
+    return sorted([*values, beyond])
 
 
 class Sweep:
-    """One grid of Optuna's: what is left of it, and what has come out."""
+    """One grid in Optuna's storage, where other processes may work on it too.
 
-    def __init__(self, name: str, storage: Any, grid: dict[str, list[float]]) -> None:
-        """Open or create the study `name`; points that a killed process left are free again."""
-        self.grid = grid
+    Each point is a trial that waits until a process claims it. Optuna lets one process alone have a waiting
+    trial; of two trials of one point, which two processes may have entered at once, the later is dropped.
+    """
+
+    def __init__(self, name: str, storage: Any, axes: Axes, identity: dict[str, Any]) -> None:
+        """Open or create the study `name`; CommandError if it holds runs of another `identity`."""
+        self.axes = axes
+        self.failed: set[Point] = set()  # here, and not to be tried here again
         self.study = optuna.create_study(
-            study_name=name,
-            storage=storage,
-            sampler=_GridSampler(grid, seed=0),
-            direction="minimize",
-            load_if_exists=True,
+            study_name=name, storage=storage, direction="minimize", load_if_exists=True
         )
-        self._take_back()
+        held = self.study.user_attrs.get("identity", identity)
+        if held != identity:
+            differences = [
+                f"{key} {held[key]}, not {identity[key]}" for key in held if held[key] != identity[key]
+            ]
+            raise CommandError(f"--resume: the sweep {name} has runs with {', '.join(differences)}")
+        self.study.set_user_attr("identity", identity)
 
-    def _take_back(self) -> None:
-        """Give the points back whose process was killed. In this order, a kill in between loses none."""
-        waiting = [
-            trial.system_attrs["fixed_params"]
-            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        ]
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            lost = trial.params or trial.system_attrs.get("fixed_params", {})
-            if lost and lost not in waiting:
-                self.study.enqueue_trial(lost)
-            self.study.tell(trial.number, state=TrialState.FAIL)
+    def claim(self) -> tuple[optuna.Trial, Point] | None:
+        """A point for this process alone, or None where all others are done or in work."""
+        while True:
+            self._take_back()
+            self._enter()
+            if not self._trials(TrialState.WAITING):
+                return None
+            trial = self.study.ask()
+            trial.set_user_attr("owner", [socket.gethostname(), os.getpid(), _started(os.getpid())])
+            self.beat(trial)
+            frozen = next(other for other in self._trials(*HELD) if other.number == trial.number)
+            if "fixed_params" not in frozen.system_attrs:  # another process has had the last that waited
+                self.study.tell(trial, state=TrialState.FAIL)
+                continue
+            point = trial.suggest_float("lr", 0.0, LARGEST), trial.suggest_float("weight_decay", 0.0, LARGEST)
+            twins = [other for other in self._trials(*HELD) if _point(other) == point]
+            if (
+                min(twins, key=lambda other: (other.state != TrialState.COMPLETE, other.number)).number
+                == trial.number
+            ):
+                return trial, point
+            self.study.tell(trial, state=TrialState.FAIL)
 
-    @property
-    def done(self) -> set[Point]:
-        """The points that have a result."""
-        finished = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return {(trial.params["lr"], trial.params["weight_decay"]) for trial in finished}
+    def beat(self, trial: optuna.Trial) -> None:
+        """Say that the trial's process is alive."""
+        trial.set_user_attr("seen", time.time())
 
-    @property
-    def left(self) -> int:
-        """How many points of the grid have none."""
-        return len(set(product(self.grid["lr"], self.grid["weight_decay"])) - self.done)
-
-    def ask(self) -> tuple[optuna.Trial, Point]:
-        """The next point."""
-        trial = self.study.ask()
-        lr, decay = (trial.suggest_categorical(name, values) for name, values in self.grid.items())
-        return trial, (float(lr), float(decay))
-
-    def tell(self, trial: optuna.Trial, record: Record) -> None:
-        """Its result: the loss, or what is not accurate; infinity if it diverged."""
-        value = math.inf
-        if record.status == "finished" and record.result is not None:
+    def tell(self, trial: optuna.Trial, record: Record | None) -> None:
+        """Its result: the loss, or what is not accurate; infinity if it diverged; None: the run failed."""
+        state, value = TrialState.COMPLETE, math.inf
+        if record is None:
+            state = TrialState.FAIL
+            self.failed.add(_point(trial))
+        elif record.status == "finished" and record.result is not None:
             by_accuracy = record.task["metric"] == "val_accuracy"
             value = 1 - record.result["val_accuracy"] if by_accuracy else record.result["val_loss"]
-        self.study.tell(trial, value)
+        with suppress(ValueError, RuntimeError):  # taken for dead, it was given to another process
+            self.study.tell(trial, value if state == TrialState.COMPLETE else None, state=state)
+
+    @property
+    def best(self) -> Point | None:
+        """The point of the grid with the best result; None if all diverged."""
+        finite = [t for t in self._trials(TrialState.COMPLETE) if t.value is not None and t.value < math.inf]
+        here = [trial for trial in finite if _point(trial) in self.axes.points]
+        return _point(min(here, key=lambda trial: trial.value)) if here else None
+
+    def _trials(self, *states: TrialState) -> list[Any]:
+        found: list[Any] = self.study.get_trials(deepcopy=False, states=states)
+        return found
+
+    def _take_back(self) -> None:
+        """Fail the trials whose process is gone: their points are entered again."""
+        for trial in self._trials(TrialState.RUNNING):
+            if not _alive(trial):
+                with suppress(ValueError, RuntimeError):  # another process was faster
+                    self.study.tell(trial.number, state=TrialState.FAIL)
+
+    def _enter(self) -> None:
+        """A waiting trial for each point of the grid that no trial has."""
+        held = {_point(trial) for trial in self._trials(*HELD, TrialState.WAITING)} | self.failed
+        for lr, decay in self.axes.points:
+            if (lr, decay) not in held:
+                self.study.enqueue_trial({"lr": lr, "weight_decay": decay})
 
 
-def _sweep(sweep: Sweep, first: RunConfig, out: Path, jobs: int) -> None:
-    """Train the points that are left, `jobs` at a time."""
-    console = Console()
-    running: dict[Future[Record], optuna.Trial] = {}
-    left = sweep.left
+def _point(trial: Any) -> Point:
+    params = trial.params or trial.system_attrs.get("fixed_params", {})  # before it is asked for
+    return params.get("lr", math.nan), params.get("weight_decay", math.nan)
+
+
+def _alive(trial: Any) -> bool:
+    """Whether the process that has claimed a trial goes on: here by its number, elsewhere by its sign."""
+    host, process, started = trial.user_attrs.get("owner", (None, 0, None))
+    if host == socket.gethostname():
+        return bool(_started(process) == started)
+    begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
+    return time.time() - float(trial.user_attrs.get("seen", begun)) < SILENCE
+
+
+def _started(process: int) -> float | None:
+    """When a process of this machine began; None if there is none of that number."""
+    try:
+        found = psutil.Process(process)
+        return None if found.status() == psutil.STATUS_ZOMBIE else float(found.create_time())
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _sweep(sweep: Sweep, first: RunConfig, out: Path, jobs: int, growths: int) -> int:
+    """Train the points that are left, `jobs` at a time, on a grid that may grow; how many runs failed."""
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        while left or running:
-            while left and len(running) < jobs:
-                trial, (lr, decay) = sweep.ask()
-                config = _at(first, lr, decay)
-                folder = out / f"{config.task}-{config.optimizer}-{config.seed}-lr{lr:g}-wd{decay:g}"
-                running[pool.submit(_train, config, folder, os.getpid())] = trial
-                left -= 1
-            ended, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in ended:
+        while True:
+            _run_all(sweep, first, out, jobs, pool)
+            grown = sweep.axes.grown(sweep.best) if sweep.best else None
+            if grown is None:
+                break
+            where = "lr {:g} · λ {:g}".format(*sweep.best or ())
+            _say(first, f"{where} is best, and on an edge of the grid")
+            if not growths:
+                break
+            growths -= 1
+            sweep.axes = grown
+    return len(sweep.failed)
+
+
+def _run_all(sweep: Sweep, first: RunConfig, out: Path, jobs: int, pool: ProcessPoolExecutor) -> None:
+    running: dict[Future[Record], optuna.Trial] = {}
+    while True:
+        while len(running) < jobs and (claimed := sweep.claim()):
+            trial, point = claimed
+            config = _at(first, point)
+            running[pool.submit(_train, config, _folder(config, out), os.getpid())] = trial
+        if not running:
+            return
+        ended, _ = wait(running, timeout=BEAT, return_when=FIRST_COMPLETED)
+        for future in ended:
+            trial = running.pop(future)
+            where = "lr {:g} · λ {:g}".format(*_point(trial))
+            try:
                 record = future.result()
-                sweep.tell(running.pop(future), record)
-                config = record.config
-                console.print(
-                    f"{config.task} · {config.optimizer} · lr {config.lr:g} · λ {config.weight_decay:g}: "
-                    f"{outcome(record)}",
-                    highlight=False,
-                    soft_wrap=True,
+            except Exception as error:
+                sweep.tell(trial, None)
+                _say(
+                    first, f"{where}: failed, {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
                 )
+                if isinstance(error, BrokenProcessPool):
+                    raise CommandError("a process of the sweep was killed; --resume goes on") from None
+                continue
+            sweep.tell(trial, record)
+            _say(first, f"{where}: {outcome(record)}")
+        for trial in running.values():
+            sweep.beat(trial)
 
 
-def _at(config: RunConfig, lr: float, decay: float) -> RunConfig:
-    return replace(config, lr=lr, weight_decay=decay)
+def _say(config: RunConfig, what: str) -> None:
+    Console().print(
+        f"{config.task} · {config.optimizer} · {what}", highlight=False, markup=False, soft_wrap=True
+    )
+
+
+def _at(config: RunConfig, point: Point) -> RunConfig:
+    return replace(config, lr=point[0], weight_decay=point[1])
+
+
+def _folder(config: RunConfig, out: Path) -> Path:
+    of_point = f"lr{config.lr:g}-wd{config.weight_decay:g}"
+    return out / f"{config.task}-{config.optimizer}-{config.seed}-{of_point}"
+
+
+def _identity(config: RunConfig) -> dict[str, Any]:
+    """What all runs of a sweep share, on whatever machine."""
+    return {"steps": config.steps, "data": runner.load(config.task, config.data).data}
+
+
+def _check_resumable(config: RunConfig, axes: Axes, out: Path) -> None:
+    for point in axes.points:
+        at = _at(config, point)
+        try:
+            runner.check_resumable(at, _folder(at, out))
+        except ValueError as error:
+            raise CommandError(str(error)) from None
 
 
 def _train(config: RunConfig, folder: Path, parent: int) -> Record:
@@ -181,7 +324,10 @@ def _train(config: RunConfig, folder: Path, parent: int) -> Record:
         if os.getppid() != parent:
             os._exit(1)
 
-    return runner.train(config, folder, None, watch)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a process whose parent was killed may still be in its last step
+        return runner.train(config, folder, None, watch)
 
 
 def _decay(given: str) -> float:
