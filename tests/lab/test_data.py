@@ -10,40 +10,12 @@ import numpy as np
 import pytest
 import torch
 from lab_commands import compare
-from PIL import Image
+from lab_data import picture, write_e2e, write_folders, write_gpt2, write_parquet, write_texts
 
 from sgd_sai.cli import main
 from sgd_sai.lab.records import Record
 from sgd_sai.lab.runner import _Running, load
-from sgd_sai.lab.tasks import ALL, SCALES, TASKS, gpt, images
-
-datasets = pytest.importorskip("datasets")
-
-
-def picture(seed, size=32):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8))
-
-
-def write_parquet(file, count, **columns):
-    """A file in the layout of uoft-cs/cifar10: img, an image, and label, a class."""
-    labels = [index % 2 for index in range(count)]
-    content = {"img": [picture(index) for index in range(count)], "label": labels, **columns}
-    features = datasets.Features(
-        {
-            name: datasets.Image() if name == "img" else datasets.Value("int64")
-            for name in content
-            if content[name] is not None
-        }
-    )
-    table = {name: content[name] for name in features}
-    datasets.Dataset.from_dict(table, features=features).to_parquet(str(file))
-
-
-def write_folders(root, count):
-    for index in range(count):
-        folder = root / f"class{index % 2}"
-        folder.mkdir(parents=True, exist_ok=True)
-        picture(index, size=40).save(folder / f"{index}.png")
+from sgd_sai.lab.tasks import ALL, SCALES, TASKS, gpt, images, lora
 
 
 @pytest.fixture
@@ -117,6 +89,58 @@ def test_tokens(tmp_path):
     assert "9000 tokens to train on, 5000 held out" in problem.data
 
 
+def test_tokens_out_of_range_are_one_line(tmp_path):
+    for part, value in (("train", 1), ("val", 50257)):
+        np.full(5000, value, np.uint16).tofile(tmp_path / f"{part}.bin")
+    with pytest.raises(ValueError, match=r"val\.bin holds 50257; needed: GPT-2's tokens, less than 50257"):
+        gpt.tokens(tmp_path)
+
+
+def test_a_folder_of_parquet_with_text(tmp_path):
+    for index in range(2):
+        write_texts(tmp_path / f"{index}.parquet", [f"row {row} of {index}, é" for row in range(40)] + [None])
+    problem = ALL["gpt"].load(tmp_path)
+    text = "\n".join(f"row {row} of 0, é" for row in range(40)).encode()
+    assert f"{len(text)} bytes to train on, {len(text)} held out" in problem.data
+
+
+def test_the_small_gpt_learns_its_tokens_from_the_text(tmp_path):
+    """A small text makes few tokens; the model has GPT-2's number of them all the same."""
+    words = np.random.default_rng(0).integers(0, 900, 40_000)
+    file = tmp_path / "text.txt"
+    file.write_text(" ".join(f"n{word}ö" for word in words))
+    problem = ALL["gpt-small"].load(file)
+    inputs, targets = problem.batch(0, 0)
+    assert inputs.shape == targets.shape == (32, 1024)
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    start = problem.decode(problem.prompt)
+    assert start.strip("\ufffd") in file.read_text()
+    assert len(start.encode()) > 2 * len(problem.prompt)  # tokens are longer than bytes
+
+
+@pytest.mark.parametrize(
+    ("counts", "train", "held_out"),
+    [
+        ({"valid": 9, "test": 12}, "test", "valid"),
+        ({"valid": 12, "test": 9}, "valid", "test"),
+        ({"train": 9, "valid": 10, "test": 12}, "train", "valid"),
+        ({"train": 9, "test": 12}, "train", "test"),
+    ],
+)
+def test_parts_of_e2e(counts, train, held_out, tmp_path):
+    write_e2e(tmp_path / "e2e", **counts)
+    assert [file.stem for file in lora.e2e(tmp_path / "e2e")] == [train, held_out]
+
+
+def test_the_tiny_lora_on_e2e(tmp_path):
+    pytest.importorskip("peft")
+    write_e2e(tmp_path / "e2e", valid=9, test=12)
+    problem = ALL["lora"].load(tmp_path / "e2e")
+    assert "test.txt and valid.txt" in problem.data
+    held_out = (tmp_path / "e2e" / "valid.txt").read_bytes()
+    assert bytes(problem.prompt) == held_out[: len(problem.prompt)]
+
+
 def wrong(tmp_path):
     """Name of the case → (task, path, words of the message)."""
     (tmp_path / "empty.parquet").touch()
@@ -126,6 +150,7 @@ def wrong(tmp_path):
     pictures = tmp_path / "broken" / "cat"
     pictures.mkdir(parents=True)
     (pictures / "one.png").write_bytes(b"no picture")
+    (tmp_path / "blobs").write_bytes(b"\xff\xfe" * 4000)
     return {
         "missing": ("cnn", tmp_path / "none", ["does not exist"]),
         "folder": ("cnn", tmp_path / "broken", ["holds no parquet"]),
@@ -136,14 +161,21 @@ def wrong(tmp_path):
         "classes": ("diffusion", tmp_path / "few.parquet", ["needed: 32"]),
         "pictures": ("vit", tmp_path / "broken", ["one.png", "as a picture"]),
         "no-pictures": ("vit", tmp_path / "none", ["one folder per class"]),
+        "no-text": ("gpt", tmp_path / "unlabelled.parquet", ["as text", "columns img; needed: text"]),
+        "corrupt-text": ("gpt", tmp_path / "corrupt.parquet", ["as text"]),
+        "numbers": ("lora", tmp_path / "blobs", ["0 bytes of text"]),
+        "images": ("diffusion", tmp_path / "corrupt.parquet", ["as images"]),
         "text": ("lora", tmp_path / "none", ["does not exist"]),
     }
 
 
-@pytest.mark.parametrize(
-    "case",
-    ["missing", "folder", "empty", "corrupt", "column", "few", "classes", "pictures", "no-pictures", "text"],
+CASES = (
+    *("missing", "folder", "empty", "corrupt", "column", "few", "classes", "pictures", "no-pictures"),
+    *("no-text", "corrupt-text", "numbers", "images", "text"),
 )
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_what_cannot_be_read_is_one_line(case, tmp_path, capsys):
     task, path, words = wrong(tmp_path)[case]
     capsys.readouterr()
@@ -164,6 +196,33 @@ def test_a_scale_without_data_of_its_own_asks_for_them(name):
     with pytest.raises(ValueError, match=r"--data: .* needs .*") as raised:
         ALL[name].load(None)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "files", "words"),
+    [
+        ("cnn", {"train-0.parquet": b"", "test-0.parquet": b""}, ["as images"]),
+        ("vit", {"train/a/0.JPEG": b"x"}, ["needs ImageNet"]),
+        ("gpt", {"train.bin": b"", "val.bin": b""}, ["more than 2048 tokens"]),
+        ("lora", {"train.txt": b"no bars\n" * 9, "valid.txt": b""}, ["0 lines of record||sentence"]),
+        ("lora", {"train.txt": b"\xff||\n" * 9, "valid.txt": b""}, ["cannot read", "train.txt"]),
+        ("diffusion", {"one.png": b"x"}, ["two or more pictures"]),
+    ],
+)
+def test_what_cannot_be_read_at_the_papers_scale(task, files, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SGD_SAI_CHECKPOINT", str(write_gpt2(tmp_path / "gpt2")))
+    for name, content in files.items():
+        file = tmp_path / "data" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    given = ["--scale", "paper", "--data", str(tmp_path / "data")]
+    capsys.readouterr()
+    assert main(compare(tmp_path / "out", *given, task=task, steps=2)) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("sgd-sai: --data: ")
+    assert message.count("\n") == 1, message
+    assert [word for word in [str(tmp_path / "data"), *words] if word not in message] == []
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -206,3 +265,11 @@ def test_cifar10():
     inputs, classes = problem.batch(0, 0)
     assert inputs.shape == (64, 3, 32, 32)
     assert set(classes.tolist()) <= set(range(10))
+
+
+@pytest.mark.skipif("SGD_SAI_DATA" not in os.environ, reason="SGD_SAI_DATA names no folder with e2e/")
+def test_e2e(tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    monkeypatch.setenv("SGD_SAI_CHECKPOINT", str(write_gpt2(tmp_path / "gpt2")))
+    problem = load("lora-paper", str(Path(os.environ["SGD_SAI_DATA"], "e2e")))
+    assert "4693 sentences of test.txt to train on, 4672 of valid.txt held out" in problem.data

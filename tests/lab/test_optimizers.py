@@ -82,6 +82,8 @@ def test_a_missing_package_is_one_line(monkeypatch):
     monkeypatch.setattr(optimizers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"lion needs the package 'optimi': pip install 'sgd-sai\[study\]'"):
         optimizers.check_installed(["sgd", "lion"])
+    with pytest.raises(ValueError, match=r"adamw-8bit needs .* pip install 'sgd-sai\[8bit\]'"):
+        optimizers.check_installed(["adamw-8bit"])
 
 
 def test_an_older_torch_without_muon_is_one_line(monkeypatch):

@@ -47,6 +47,7 @@ class Entry:
         start: the learning rate in the middle of its first tuning grid.
         build: the factory.
         package: what must be installed for it, beyond the lab's own needs.
+        extra: which of this package's extras does.
         tuned_as: whose tuned learning rate it takes; None: its own.
         constant: whether its learning rate stays at the peak after warm-up.
     """
@@ -57,6 +58,7 @@ class Entry:
     start: float
     build: Factory
     package: str | None = None
+    extra: str = "study"
     tuned_as: str | None = None
     constant: bool = False
 
@@ -241,6 +243,7 @@ OPTIMIZERS = {
             1e-3,
             _bitsandbytes,
             package="bitsandbytes",
+            extra="8bit",
             tuned_as="adamw",
         ),
         Entry(
@@ -250,6 +253,7 @@ OPTIMIZERS = {
             1e-3,
             _torchao,
             package="torchao",
+            extra="8bit",
             tuned_as="adamw",
         ),
         Entry("sgd-sai-sqrt-d", "SGD-SaI, √d", ("#9a3412", "#fdba74"), 1.0, _ours(scale="sqrt_d")),
@@ -287,7 +291,9 @@ def check_installed(names: Iterable[str]) -> None:
                 f"muon needs torch.optim.Muon, of torch 2.9 or later; this is {torch.__version__}"
             )
         elif package is not None and importlib.util.find_spec(package) is None:
-            raise ValueError(f"{name} needs the package {package!r}: pip install 'sgd-sai[study]'")
+            raise ValueError(
+                f"{name} needs the package {package!r}: pip install 'sgd-sai[{OPTIMIZERS[name].extra}]'"
+            )
 
 
 def build(name: str, model: nn.Module, lr: float, shrink: float) -> Optimizer:

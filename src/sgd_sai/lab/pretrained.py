@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import track
@@ -20,6 +22,7 @@ from sgd_sai.lab.schedules import Schedule
 from sgd_sai.lab.tasks.problem import Problem
 
 _SEED = 0
+_REASON = 200  # characters of it
 _BETAS, _DECAY, _CLIP = (0.9, 0.95), 0.01, 1.0
 
 
@@ -29,6 +32,22 @@ def cache() -> Path:
     return (
         Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "sgd-sai"
     )
+
+
+def checkpoint(name: str) -> str:
+    """Where a published model is loaded from: $SGD_SAI_CHECKPOINT, a folder, or `name` on the hub."""
+    return os.environ.get("SGD_SAI_CHECKPOINT") or name
+
+
+def loaded(load: Callable[..., Any], source: str, **options: Any) -> Any:
+    """What `load`, a from_pretrained, makes of `source`; ValueError, one line, if that is nothing."""
+    try:
+        return load(source, **options)
+    except Exception as error:  # the libraries raise as many kinds as there are ways to be broken
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:_REASON]
+        raise ValueError(
+            f"cannot load the model {source}: {reason}; SGD_SAI_CHECKPOINT may name a folder with it"
+        ) from None
 
 
 def weights(name: str, problem: Problem, steps: int, lr: float) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -66,8 +67,6 @@ class Denoising(Problem):
     @torch.no_grad()
     def samples(self, model: nn.Module) -> bytes:
         """Sixteen images made from fixed noise in 50 steps of DDIM, as a PNG."""
-        from PIL import Image
-
         device = next(model.parameters()).device
         scheduler = _diffusers().DDIMScheduler(**_NOISE)
         scheduler.set_timesteps(_SAMPLE_STEPS)
@@ -174,11 +173,12 @@ def _paper(path: Path | None) -> Problem:
             f"--data: given {path}; this scale of diffusion needs a folder of two or more pictures "
             "of one concept"
         )
-    try:
-        pipeline = diffusers.StableDiffusionPipeline.from_pretrained(STABLE_DIFFUSION, safety_checker=None)
-    except OSError as error:
-        raise ValueError(f"diffusion: cannot load {STABLE_DIFFUSION}: {str(error).splitlines()[0]}") from None
-    pictures = images.unit(torch.stack([images.picture(file, 512) for file in files]))
+    source = pretrained.checkpoint(STABLE_DIFFUSION)
+    pipeline = pretrained.loaded(
+        diffusers.StableDiffusionPipeline.from_pretrained, source, safety_checker=None
+    )
+    size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    pictures = images.unit(torch.stack([images.picture(file, size) for file in files]))
     with torch.no_grad():
         latents = pipeline.vae.encode(pictures).latent_dist.mean * pipeline.vae.config.scaling_factor
         words, _ = pipeline.encode_prompt(PROMPT, "cpu", 1, False)
@@ -195,10 +195,10 @@ def _paper(path: Path | None) -> Problem:
         return noisy(train[chosen], generator(seed, step, 1))
 
     def model() -> nn.Module:
-        base = diffusers.UNet2DConditionModel.from_pretrained(STABLE_DIFFUSION, subfolder="unet")
+        base = pretrained.loaded(diffusers.UNet2DConditionModel.from_pretrained, source, subfolder="unet")
         return lora.adapted(base, ["to_q", "to_k", "to_v", "to_out.0"], alpha=lora.RANK)
 
-    data = f"{path}: {len(train)} pictures to train on, {len(files) - len(train)} held out"
+    data = f"{path}: {len(train)} pictures to train on, {len(files) - len(train)} held out; base {source}"
     return _Latents(model, batch, [noisy(held, generator(0, 0, 2))], data)
 
 

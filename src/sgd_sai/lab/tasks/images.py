@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from sgd_sai.lab.tasks.problem import Batch, Problem, batches, epoch_indices, generator, needs
+from sgd_sai.lab.tasks import randaugment
+from sgd_sai.lab.tasks.parquet import read
+from sgd_sai.lab.tasks.problem import Batch, Problem, batches, epoch_indices, generator
 
 SPLIT_SEED = 0
 DIGITS_HELD_OUT = 450  # images, the same share of each digit
 HELD_OUT = 0.1  # of a data set that has no test part
 SUFFIXES = (".jpg", ".jpeg", ".png", ".JPEG", ".JPG")
+_READERS, _END = 32, 1024  # threads that look at files; bytes in which a picture ends, and what follows it
 _COLUMNS = "img or image, and label"
 
 
@@ -147,27 +154,21 @@ def _split(images: Tensor, classes: Tensor, held_out: int | float, source: str) 
 
 
 def _read_parquet(files: list[Path], task: str) -> tuple[Tensor, Tensor]:
-    try:
-        import datasets
-    except ModuleNotFoundError:
-        raise needs("datasets", task) from None
-    names = ", ".join(map(str, files))
-    datasets.disable_progress_bars()
-    try:
-        with TemporaryDirectory() as cache:  # or it would keep a copy for good
-            table = datasets.Dataset.from_parquet(list(map(str, files)), cache_dir=cache, keep_in_memory=True)
-        image = next((name for name in ("img", "image") if name in table.column_names), None)
-        if image is None or "label" not in table.column_names:
-            raise ValueError(f"columns {', '.join(table.column_names)}; needed: {_COLUMNS}")
-        table = table.cast_column(image, datasets.Image(mode="RGB"))
-        pictures = [np.asarray(picture) for picture in table[image]]
-        classes = torch.tensor(table["label"])
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise ValueError(f"--data: cannot read {names} as images: {reason}") from None
+    pictures, classes = read(files, "images", task, _columns)
     if len({picture.shape for picture in pictures}) != 1:
+        names = ", ".join(map(str, files))
         raise ValueError(f"--data: {names}: holds images of several sizes, or none; needed: one size")
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), classes.long()
+
+
+def _columns(table: Any) -> tuple[list[NDArray[np.uint8]], Tensor]:
+    import datasets
+
+    image = next((name for name in ("img", "image") if name in table.column_names), None)
+    if image is None or "label" not in table.column_names:
+        raise ValueError(f"columns {', '.join(table.column_names)}; needed: {_COLUMNS}")
+    table = table.cast_column(image, datasets.Image(mode="RGB"))
+    return [np.asarray(picture) for picture in table[image]], torch.tensor(table["label"])
 
 
 def _read_pictures(files: list[tuple[Path, int]], size: int) -> tuple[Tensor, Tensor]:
@@ -175,13 +176,40 @@ def _read_pictures(files: list[tuple[Path, int]], size: int) -> tuple[Tensor, Te
     return pictures, torch.tensor([index for _, index in files])
 
 
-def picture(file: Path, size: int) -> Tensor:
-    """A picture file's middle square as uint8 (3, size, size)."""
-    from PIL import Image, ImageOps
-
+def picture(file: Path, size: int, random: np.random.Generator | None = None) -> Tensor:
+    """A picture file's middle square, or an augmented part of it by `random`: uint8 (3, size, size)."""
     try:
         with Image.open(file) as opened:
-            fitted = ImageOps.fit(opened.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
-    except (OSError, ValueError) as error:
+            whole = opened.convert("RGB")
+        if random is None:
+            fitted = ImageOps.fit(whole, (size, size), Image.Resampling.BICUBIC)
+        else:
+            fitted = randaugment.augmented(whole, size, random)
+    except (OSError, ValueError, SyntaxError) as error:  # the last of a broken PNG
         raise ValueError(f"--data: cannot read {file} as a picture: {error}") from None
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
+
+
+def check_pictures(files: list[Path]) -> None:
+    """ValueError, one line, for the first file that is no picture.
+
+    Decoding all of ImageNet would take an hour: what begins and ends like a JPEG or PNG is taken for one.
+    """
+    with ThreadPoolExecutor(_READERS) as readers:
+        suspects = [
+            file for file, whole in zip(files, readers.map(_looks_whole, files), strict=True) if not whole
+        ]
+    for file in suspects:
+        picture(file, 8)
+
+
+def _looks_whole(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened:
+            begin = opened.read(8)
+            opened.seek(-min(_END, file.stat().st_size), os.SEEK_END)
+            end = opened.read()
+    except OSError:
+        return False
+    jpeg = begin.startswith(b"\xff\xd8") and b"\xff\xd9" in end
+    return jpeg or (begin == b"\x89PNG\r\n\x1a\n" and b"IEND" in end)

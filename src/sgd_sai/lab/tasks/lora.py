@@ -18,6 +18,7 @@ from sgd_sai.lab.tasks import gpt
 from sgd_sai.lab.tasks.problem import IGNORED, Batch, Problem, Task, batches, epoch_indices, needs
 
 RANK, ALPHA = 4, 32  # ALPHA as in the paper on LoRA
+_PARTS = ("train", "valid", "test")  # files of E2E NLG
 CONTEXT = 128  # tokens of the paper's scale: record and sentence together
 
 
@@ -53,6 +54,9 @@ def _own(
     _peft()
     if path is None:
         train, held_out, source = *_prose(), "pydoc_data.topics"
+    elif files := e2e(path):
+        train, held_out = gpt.text_of(*files, context)
+        source = f"{path}, {files[0].name} and {files[1].name}"
     else:
         train, held_out = gpt.split(*gpt.text_files(path), context)
         source = str(path)
@@ -76,22 +80,34 @@ def _prose() -> tuple[bytes, bytes]:
     return train, b"\n".join(texts[:: gpt.HELD_OUT])
 
 
+def e2e(path: Path) -> tuple[Path, Path] | None:
+    """(to train on, held out) of a folder with E2E NLG; None for what is no such folder.
+
+    train.txt and valid.txt, or test.txt if that is missing; without train.txt the larger of the other two
+    is trained on.
+    """
+    files = [file for part in _PARTS if (file := path / f"{part}.txt").is_file()]
+    if len(files) < 2:
+        return None
+    if files[0].stem != "train":
+        files.sort(key=lambda file: file.stat().st_size, reverse=True)
+    return files[0], files[1]
+
+
 def _paper(path: Path | None) -> Problem:
     """GPT-2 medium and E2E NLG: lines of record||sentence, of which the sentence is learned."""
     import transformers
 
     _peft()
-    files = {part: Path(path or "") / f"{part}.txt" for part in ("train", "valid")}
-    if path is None or not all(file.is_file() for file in files.values()):
+    files = None if path is None else e2e(path)
+    if files is None:
         raise ValueError(
-            f"--data: given {path}; this scale of lora needs E2E NLG: a folder with train.txt and valid.txt, "
-            "lines of record||sentence"
+            f"--data: given {path}; this scale of lora needs E2E NLG: a folder with two of train.txt, "
+            "valid.txt and test.txt, lines of record||sentence"
         )
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained("gpt2-medium")
-    except OSError as error:
-        raise ValueError(f"lora: cannot load gpt2-medium: {str(error).splitlines()[0]}") from None
-    train, held = (_sentences(file, tokenizer) for file in files.values())
+    source = pretrained.checkpoint("gpt2-medium")
+    tokenizer = pretrained.loaded(transformers.AutoTokenizer.from_pretrained, source)
+    train, held = (_sentences(file, tokenizer) for file in files)
     size = 8
 
     def batch(seed: int, step: int) -> Batch:
@@ -99,11 +115,11 @@ def _paper(path: Path | None) -> Problem:
         return train[0][chosen], train[1][chosen]
 
     def model() -> nn.Module:
-        base = transformers.AutoModelForCausalLM.from_pretrained("gpt2-medium")
+        base = pretrained.loaded(transformers.AutoModelForCausalLM.from_pretrained, source)
         return adapted(base, ["c_attn"], dropout=0.1, transposed=True)
 
-    data = f"{path}: {len(train[0])} sentences to train on, {len(held[0])} held out"
-    return Problem(model, batch, list(batches(32, *held)), data)
+    counts = f"{len(train[0])} sentences of {files[0].name} to train on, {len(held[0])} of {files[1].name}"
+    return Problem(model, batch, list(batches(32, *held)), f"{path}: {counts} held out; base {source}")
 
 
 def _sentences(file: Path, tokenizer: Any) -> tuple[Tensor, Tensor]:

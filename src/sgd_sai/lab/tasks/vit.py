@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sgd_sai.lab.schedules import Schedule
 from sgd_sai.lab.tasks import images
 from sgd_sai.lab.tasks.images import Images
-from sgd_sai.lab.tasks.problem import Batch, Problem, Task, epoch_indices, generator, initial_std, needs
+from sgd_sai.lab.tasks.problem import Batch, Problem, Task, epoch_indices, generator, initial_std
 
 IMAGENET_SIZE, IMAGENET_BATCH = 224, 1024  # pixels; images, as in Beyer et al.
 _JUDGED = 256  # images of a held-out batch
@@ -69,18 +69,11 @@ class _ImageNetBatches:
 
     def __call__(self, seed: int, step: int) -> Batch:
         """Inception crops, flips, RandAugment(2, 10) and mixup with p = 0.2, as in Beyer et al."""
-        transforms = _torchvision()
-        augment = transforms.Compose(
-            [
-                transforms.RandomResizedCrop(IMAGENET_SIZE, scale=(0.05, 1.0), antialias=True),
-                transforms.RandomHorizontalFlip(),
-                transforms.RandAugment(2, 10),
-            ]
-        )
         chosen = epoch_indices(len(self.files), IMAGENET_BATCH, seed, step)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(generator(seed, step, 1).integers(2**62)))
-            inputs = images.unit(torch.stack([augment(_decoded(self.files[index][0])) for index in chosen]))
+        random = generator(seed, step, 1)
+        inputs = images.unit(
+            torch.stack([images.picture(self.files[index][0], IMAGENET_SIZE, random) for index in chosen])
+        )
         classes = F.one_hot(torch.tensor([self.files[index][1] for index in chosen]), self.classes).float()
         share = float(generator(seed, step, 2).beta(0.2, 0.2))
         return (
@@ -117,30 +110,13 @@ def _paper(path: Path | None) -> Problem:
         raise ValueError(
             f"--data: {path}/train holds {len(train)} pictures; needed: {IMAGENET_BATCH} or more"
         )
-    _torchvision()
+    images.check_pictures([file for file, _ in train + held])
     return Problem(
         model=lambda: model(IMAGENET_SIZE, 3, len(names), patch=16, width=384, layers=12, heads=6),
         batch=_ImageNetBatches(train, len(names)),
         validation=_HeldOut(held),
         data=f"{path}: {len(train)} images to train on, {len(held)} held out, {len(names)} classes",
     )
-
-
-def _decoded(file: Path) -> Tensor:
-    """A picture whole, uint8 (3, height, width)."""
-    import numpy as np
-    from PIL import Image
-
-    with Image.open(file) as opened:
-        return torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)
-
-
-def _torchvision() -> Any:
-    try:
-        from torchvision.transforms import v2
-    except (ImportError, RuntimeError):  # without its compiled operators it raises the latter
-        raise needs("torchvision", "vit at the scale of the paper") from None
-    return v2
 
 
 TINY = Task(
@@ -183,5 +159,5 @@ PAPER = Task(
     schedule=Schedule(warm_up=10_000 / (90 * 1251)),
     accumulate=4,
     bf16=True,
-    workers=16,
+    workers=8,  # each has two batches of 616 MB ready, 10 GB of shared memory in all
 )
