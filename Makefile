@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+PEERS  := $(VENV)/.peers
 
 .PHONY: bench demo docs study test lint clean
 
@@ -12,6 +13,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .peers sgd-sai==1.0.3
 	touch $(READY)
 
+# Apart from what a demo needs: where torchao is installed, transformers imports it, with warnings.
+$(PEERS): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	touch $(PEERS)
+
 demo: $(READY)  ## train three real models with three optimizers and write a report; or go on with it
 	$(BIN)/sgd-sai compare --task gpt,vit,cnn --out runs/demo --resume
 
@@ -20,10 +26,10 @@ study: $(READY)  ## tune what is not tuned yet, then five tasks, four optimizers
 	$(BIN)/sgd-sai tune $(STUDIED) --missing --tuned src/sgd_sai/lab/tuned.json --out runs/study-tune --resume
 	$(BIN)/sgd-sai compare $(STUDIED) --seeds 0,1,2,3,4 --jobs 2 --out runs/study --resume
 
-test: $(READY)  ## the whole test-suite, in parallel
+test: $(READY) $(PEERS)  ## the whole test-suite, in parallel
 	$(BIN)/pytest
 
-bench: $(READY)  ## time a step next to the memory-bandwidth floor; on a quiet machine
+bench: $(READY) $(PEERS)  ## time a step next to the memory-bandwidth floor; on a quiet machine
 	$(BIN)/python benchmarks/run.py
 
 docs: $(READY)  ## the documentation as a site, into site/; a warning is an error

@@ -107,6 +107,7 @@ def test_torchaos_learning_rate_stays_a_number_that_can_be_set():
 
 @pytest.mark.parametrize("name", ["adamw-8bit", "adamw-8bit-torchao"])
 def test_bytes_of_an_8_bit_state(name):
+    pytest.importorskip(optimizers.OPTIMIZERS[name].package)
     model = nn.Linear(1024, 64, bias=False)
     optimizer = optimizers.build(name, model, 1e-3, SHRINK)
     model(torch.randn(4, 1024)).sum().backward()
