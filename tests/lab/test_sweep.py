@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import socket
 import time
+from functools import partial
 from itertools import product
 
 import optuna
@@ -99,6 +101,35 @@ def test_a_silent_process_elsewhere_is_taken_for_dead():
     trial.set_user_attr("seen", time.time() - sweep.SILENCE - 1)
     assert first.claim()[1] == point
     assert point not in rest
+
+
+def claims(url, ready, found):
+    """All that one of several processes can claim of a SQLite file that none has made yet."""
+    ready.wait()
+    with sweep._alone(url):
+        storage = optuna.storages.get_storage(url)
+    one = sweep.Sweep("s", storage, AXES, {"steps": 1, "data": "none"}, partial(sweep._alone, url))
+    while claimed := one.claim():
+        trial, point = claimed
+        one.tell(trial, ended(point))
+        found.put(point)
+
+
+def test_processes_that_race_for_points_have_each_once(tmp_path):
+    """Without the lock they collide at making the tables, or have a waiting trial together."""
+    spawn = multiprocessing.get_context("spawn")
+    for turn in range(2):
+        ready, found = spawn.Barrier(3), spawn.Queue()
+        given = f"sqlite:///{tmp_path / str(turn)}.db", ready, found
+        processes = [spawn.Process(target=claims, args=given) for _ in range(3)]
+        for process in processes:
+            process.start()
+        points = [found.get(timeout=60) for _ in POINTS]
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0, 0, 0]
+        assert sorted(points) == sorted(POINTS)
+        assert found.empty()
 
 
 def test_two_processes_share_a_storage(tmp_path):

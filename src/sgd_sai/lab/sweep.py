@@ -13,10 +13,12 @@ import math
 import os
 import socket
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -83,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
     data = None if args.data is None else str(args.data)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        storage = optuna.storages.get_storage(url)
+        with _alone(url):
+            storage = optuna.storages.get_storage(url)
     except Exception as error:  # as many kinds as there are storages
         raise CommandError(f"--storage: cannot open {url}: {str(error).splitlines()[0]}") from None
     axes = Axes(sorted(set(rates)), sorted(set(decays)))
@@ -92,7 +95,9 @@ def run(args: argparse.Namespace) -> int:
         for task, optimizer in product(tasks, optimizers):
             config = RunConfig(task, optimizer, seed, steps or ALL[task].steps, 0.0, data, threads, 0.0)
             _check_resumable(config, axes, out)
-            sweep = Sweep(f"{task}-{optimizer}-{seed}", storage, axes, _identity(config))
+            sweep = Sweep(
+                f"{task}-{optimizer}-{seed}", storage, axes, _identity(config), partial(_alone, url)
+            )
             failed += _sweep(sweep, config, out, jobs, GROWTHS if args.widen else 0)
     finally:
         if any(out.glob("*/run.json")):
@@ -136,16 +141,29 @@ class Sweep:
     """One grid in Optuna's storage, where other processes may work on it too.
 
     Each point is a trial that waits until a process claims it. Optuna lets one process alone have a waiting
-    trial; of two trials of one point, which two processes may have entered at once, the later is dropped.
+    trial, on SQLite only with a lock around it; of two trials of one point, which two processes may have
+    entered at once, the later is dropped.
     """
 
-    def __init__(self, name: str, storage: Any, axes: Axes, identity: dict[str, Any]) -> None:
-        """Open or create the study `name`; CommandError if it holds runs of another `identity`."""
+    def __init__(
+        self,
+        name: str,
+        storage: Any,
+        axes: Axes,
+        identity: dict[str, Any],
+        alone: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """Open or create the study `name`; CommandError if it holds runs of another `identity`.
+
+        `alone` keeps the other processes of a storage out that cannot do so itself.
+        """
         self.axes = axes
         self.failed: set[Point] = set()  # here, and not to be tried here again
-        self.study = optuna.create_study(
-            study_name=name, storage=storage, direction="minimize", load_if_exists=True
-        )
+        self._alone = alone
+        with alone():
+            self.study = optuna.create_study(
+                study_name=name, storage=storage, direction="minimize", load_if_exists=True
+            )
         held = self.study.user_attrs.get("identity", identity)
         if held != identity:
             differences = [
@@ -156,6 +174,10 @@ class Sweep:
 
     def claim(self) -> tuple[optuna.Trial, Point] | None:
         """A point for this process alone, or None where all others are done or in work."""
+        with self._alone():
+            return self._claim()
+
+    def _claim(self) -> tuple[optuna.Trial, Point] | None:
         while True:
             self._take_back()
             self._enter()
@@ -217,6 +239,17 @@ class Sweep:
         for lr, decay in self.axes.points:
             if (lr, decay) not in held:
                 self.study.enqueue_trial({"lr": lr, "weight_decay": decay})
+
+
+@contextmanager
+def _alone(url: str) -> Iterator[None]:
+    """Keep other processes out of a SQLite file, whose transactions begin too late to do so."""
+    if not url.startswith("sqlite:///"):
+        yield
+        return
+    with open(url.removeprefix("sqlite:///") + ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _point(trial: Any) -> Point:
