@@ -6,16 +6,23 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from sgd_sai.lab import tuned
+from sgd_sai.lab import cells, tuned
 from sgd_sai.lab.optimizers import DEFAULT, OPTIMIZERS
 from sgd_sai.lab.records import read_runs
 from sgd_sai.lab.summary import by_task
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "speed.md", ROOT / "docs" / "low-precision.md")
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "speed.md",
+    ROOT / "docs" / "low-precision.md",
+    ROOT / "docs" / "study.md",
+)
 DEMO = ROOT / "docs" / "records" / "demo"
+STUDY = ROOT / "docs" / "records" / "study"
 SPEED = ROOT / "benchmarks" / "results" / "speed"
 
 
@@ -71,6 +78,33 @@ Medians of interleaved rounds on {first["machine"]["cores"]} cores of {first["ma
 step must move. On a GPU: not measured."""
 
 
+def goals() -> str:
+    """What a step with decay was to reach on the CPU, and what `make bench` found."""
+    rows = [
+        [
+            "",
+            "SGD-SaI ÷ torch SGD (fused)",
+            "release 1.0.3 ÷ SGD-SaI",
+            "AdamW (fused) ÷ SGD-SaI",
+            "SGD-SaI ÷ floor",
+        ]
+    ]
+    rows.append(["**goal**", "≤ 1.05", "≥ 2", "> 1", "as near 1 as can be"])
+    for file in sorted(SPEED.glob("*.json")):
+        record = json.loads(file.read_text())
+        of = {name: row["times_sgd_fused"] for name, row in record["rows"].items()}
+        ours = of["sgd-sai"]
+        threads = f"{record['threads']} thread{'s' if record['threads'] > 1 else ''}"
+        cells = [
+            ours,
+            of["release"] / ours,
+            of["adamw-fused"] / ours,
+            record["rows"]["sgd-sai"]["times_floor"],
+        ]
+        rows.append([f"{record['model']}, {threads}", *(f"{cell:.2f}" for cell in cells)])
+    return table(*rows)
+
+
 def times() -> str:
     """Every record of `make bench`, contender by contender."""
     parts = []
@@ -118,12 +152,41 @@ def learning_rates() -> str:
     return table(*rows)
 
 
+def study(task: str) -> str:
+    """The results of a task of the study."""
+    (found,) = by_task([run for run in read_runs([STUDY]) if run.record.config.task == task])
+    metric = found.about["metric"]
+    measured = "accuracy" if found.by_accuracy else f"loss, {found.about['unit']}"
+    rows = [
+        ["held out", measured, "difference to AdamW, 95 % interval", "as good as AdamW ends", "lr", "trials"]
+    ]
+    for row in found.ranking:
+        rows.append(
+            [
+                row.label,
+                cells.result(row, metric),
+                cells.difference(found, row),
+                cells.reached(found, row) if row is not found.base else cells.MISSING,
+                f"{row.lr:g}",
+                str(row.trials),
+            ]
+        )
+    seeds = len(found.ranking[0].runs)
+    first = found.rows[0].runs[0].record
+    return (
+        f"{table(*rows)}\n\nMean ± standard deviation of {seeds} seeds, {first.config.steps} steps; "
+        f"{first.machine['cores']} cores of {first.machine['processor']}, {first.date[:10]}."
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "speed": speed,
     "lr": learning_rates,
+    "goals": goals,
     "times": times,
     "precisions": precisions,
+    **{f"study-{task}": partial(study, task) for task in ("cnn", "vit", "gpt", "lora", "diffusion")},
 }
 
 

@@ -9,7 +9,6 @@ from scipy import stats
 
 from sgd_sai.lab import page, statistics
 from sgd_sai.lab.records import Record, Run, RunConfig
-from sgd_sai.lab.summary import by_task
 
 ADAMW = {0: 2.00, 1: 2.10, 2: 2.05, 3: 1.90}
 OURS = {0: 2.10, 1: 2.15, 2: 2.20, 3: 1.95}
@@ -76,7 +75,7 @@ def test_when_a_target_is_reached():
 
 def test_the_report_shows_them():
     runs = [*ends("sgd-sai", OURS), *ends("adamw", ADAMW)]
-    text = page.build(by_task(runs))
+    text = page.build(runs).replace("\u00a0", " ")
     assert "+0.0875 (+0.0113 to +0.1637)" in text.replace("\u2212", "-")
     assert "not reached" in text
     assert "2.1000 ± 0.1080" in text  # mean and standard deviation over seeds

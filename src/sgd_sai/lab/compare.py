@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
             runs.run_all(plans, jobs)
     finally:
         if any(out.glob("*/run.json")):
-            print(f"report: {report.write([out], out / 'report.html')}")
+            report.write([out], out / "report.html")
     return 0
 
 

@@ -1,61 +1,128 @@
-"""The curves of the report as a PNG, drawn from the records."""
+"""The figures of the report as PNGs, drawn from the records."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from statistics import mean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from sgd_sai.lab import statistics
 from sgd_sai.lab.optimizers import OPTIMIZERS
-from sgd_sai.lab.summary import TaskSummary
+from sgd_sai.lab.records import BlockGSNR
+from sgd_sai.lab.summary import Row, TaskSummary
 
 _INK, _SOFT, _RULE = "#1f2328", "#636c76", "#d9dee3"
+_ACROSS = 3  # panels in a row
+
+#: Draws a panel.
+_Panel = Callable[[Axes], None]
 
 
-def draw(tasks: Sequence[TaskSummary]) -> bytes:
-    """One panel per task, its held-out metric against steps, as the bytes of a PNG."""
-    figure = Figure(figsize=(3.9 * len(tasks), 3.5), dpi=200, layout="constrained")
-    panels = figure.subplots(1, len(tasks), squeeze=False)[0]
-    for axes, task in zip(panels, tasks, strict=True):
-        _panel(axes, task)
-    keys = {
-        label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+def draw(tasks: Sequence[TaskSummary]) -> dict[str, bytes]:
+    """PNGs by name: "steps" and "seconds", the held-out metric against them; "final"; "gsnr" if recorded."""
+    panels: dict[str, list[_Panel]] = {
+        "steps": [partial(_curves, task=task, x="steps") for task in tasks],
+        "seconds": [partial(_curves, task=task, x="seconds of training") for task in tasks],
+        "final": [partial(_final, task=task) for task in tasks if task.ranking],
+        "gsnr": [
+            partial(_blocks, task=task, row=row, gsnr=gsnr) for task in tasks for row, gsnr in task.gsnr
+        ],
     }
-    figure.legend(
-        keys.values(),
-        keys.keys(),
-        loc="outside lower center",
-        ncols=min(len(keys), 2 * len(tasks)),
-        frameon=False,
-    )
+    return {name: _drawn(each) for name, each in panels.items() if each}
+
+
+def _drawn(panels: Sequence[_Panel]) -> bytes:
+    """The panels side by side in rows, with one legend, as the bytes of a PNG."""
+    across = min(len(panels), _ACROSS)
+    down = math.ceil(len(panels) / across)
+    figure = Figure(figsize=(3.9 * across, 3.2 * down + 0.3), dpi=160, layout="constrained")
+    places = list(figure.subplots(down, across, squeeze=False).flat)
+    for axes, panel in zip(places, panels, strict=False):
+        panel(axes)
+    for axes in places[len(panels) :]:
+        axes.remove()
+    keys = {
+        label: line
+        for axes in places[: len(panels)]
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if keys:
+        columns = min(len(keys), 2 * across)
+        figure.legend(keys.values(), keys.keys(), loc="outside lower center", ncols=columns, frameon=False)
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})
     return content.getvalue()
 
 
-def _panel(axes: Axes, task: TaskSummary) -> None:
-    metric = task.about["metric"]
+def _curves(axes: Axes, task: TaskSummary, x: str) -> None:
+    """The held-out metric of every run."""
+    metric, key = task.about["metric"], x.partition(" ")[0].replace("steps", "step")
     for row in task.rows:
         for run in row.runs:
             axes.plot(
-                [line["step"] for line in run.evaluations],
+                [line[key] for line in run.evaluations],
                 [line[metric] for line in run.evaluations],
-                color=OPTIMIZERS[row.optimizer].colour[0],
-                linewidth=1.8,
+                color=_colour(row),
+                linewidth=1.6,
                 label=row.label,
             )
-    unit = "validation accuracy" if task.by_accuracy else f"validation loss, {task.about['unit']}"
-    axes.set_title(f"{task.about['title']}\n", loc="left", fontsize=11, fontweight="bold", color=_INK)
-    axes.text(0, 1.03, unit, transform=axes.transAxes, fontsize=9, color=_SOFT)
-    axes.set_xlabel("steps", color=_SOFT)
+    _dress(axes, task.title, _unit(task))
+    axes.set_xlabel(x, color=_SOFT)
     if task.by_accuracy:
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_ylim(0, 1.02)
-    axes.grid(axis="y", color=_RULE, linewidth=0.8)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+
+def _final(axes: Axes, task: TaskSummary) -> None:
+    """Where runs end: a dot a seed, the mean, and its interval."""
+    rows = task.ranking
+    for place, row in zip(reversed(range(len(rows))), rows, strict=True):
+        values = row.final(task.about["metric"])
+        found = statistics.interval(values)
+        if found is not None:
+            axes.plot(found, (place, place), color=_colour(row), linewidth=2, solid_capstyle="butt")
+        axes.plot(values, [place] * len(values), "o", color=_colour(row), markersize=4, alpha=0.5)
+        axes.plot(mean(values), place, "|", color=_colour(row), markersize=16, markeredgewidth=2.5)
+        axes.plot([], [], color=_colour(row), linewidth=1.6, label=row.label)
+    _dress(axes, task.title, _unit(task), grid="x")
+    axes.set_xlabel("seeds, mean, 95 % interval", color=_SOFT)
+    axes.set_yticks([])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    if task.by_accuracy:
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.locator_params(axis="x", nbins=4)
+
+
+def _blocks(axes: Axes, task: TaskSummary, row: Row, gsnr: BlockGSNR) -> None:
+    """G_snr of every block over time."""
+    for values in zip(*gsnr.steps.values(), strict=True):
+        points = [math.nan if value is None else value for value in values]
+        axes.semilogy(list(gsnr.steps), points, color=_colour(row), linewidth=1, alpha=0.6)
+    low, high = gsnr.decades
+    axes.set_ylim(10**low, 10**high)
+    _dress(axes, task.title, f"g-SNR of blocks, {row.label}, seed {row.runs[0].record.config.seed}")
+    axes.set_xlabel("steps", color=_SOFT)
+
+
+def _dress(axes: Axes, title: str, subtitle: str, grid: str = "y") -> None:
+    axes.set_title(f"{title}\n", loc="left", fontsize=11, fontweight="bold", color=_INK)
+    axes.text(0, 1.03, subtitle, transform=axes.transAxes, fontsize=9, color=_SOFT)
+    axes.grid(axis="x" if grid == "x" else "y", color=_RULE, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_SOFT, length=0)
+    axes.tick_params(colors=_SOFT, which="both", length=0)
     axes.spines[:].set_visible(False)
     axes.spines["bottom"].set(visible=True, color=_RULE)
+
+
+def _unit(task: TaskSummary) -> str:
+    return "validation accuracy" if task.by_accuracy else f"validation loss, {task.about['unit']}"
+
+
+def _colour(row: Row) -> str:
+    return OPTIMIZERS[row.optimizer].colour[0]

@@ -7,46 +7,45 @@ from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
+from statistics import median
 from string import Template
 from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from sgd_sai.lab import statistics
+from sgd_sai.lab import cells, sweep_page
 from sgd_sai.lab.optimizers import OPTIMIZERS
-from sgd_sai.lab.records import Record
+from sgd_sai.lab.records import BlockGSNR, Record, Run
 from sgd_sai.lab.schedules import Schedule
-from sgd_sai.lab.summary import Row, TaskSummary, sentences
+from sgd_sai.lab.summary import Row, TaskSummary, by_task, sentences
+from sgd_sai.lab.tasks.gpt import BAR
 
-_MISSING = "–"
-BASE = "adamw"  # what the others are compared with
 _FIRST_SCHEDULE = str(Schedule())  # of records that do not name theirs
 
 
-def build(tasks: Sequence[TaskSummary]) -> str:
-    """The page about `tasks`."""
+def build(runs: Sequence[Run]) -> str:
+    """The page about the runs."""
+    tasks = by_task(runs)
     source = files("sgd_sai.lab").joinpath("template")
     charts = [chart for task in tasks for chart in _charts(task)]
+    swept = [run for run in runs if run.record.config.weight_decay is not None]
     return Template(source.joinpath("report.html").read_text()).substitute(
-        style=source.joinpath("report.css").read_text(),
+        style=source.joinpath("report.css").read_text() + sweep_page.STYLE * bool(swept),
         script=source.joinpath("report.js").read_text(),
         plotly=get_plotlyjs(),
         charts=json.dumps(charts, allow_nan=False).replace("</", "<\\/"),
         sentences="".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(tasks)),
         tasks="".join(_section(task) for task in tasks),
-        provenance=_provenance([run.record for task in tasks for row in task.rows for run in row.runs]),
+        sweeps=f"<h2>Learning rate × weight decay</h2>{sweep_page.surfaces(swept)}" if swept else "",
+        provenance=_provenance([run.record for run in runs]),
     )
 
 
 def _charts(task: TaskSummary) -> list[dict[str, Any]]:
     """What the script draws: per chart its place, its axes, and its lines."""
     lines = [line for row in task.rows for run in row.runs for line in run.evaluations]
-    losses = [line["val_loss"] for line in lines] or [1.0]
-    # A loss that shoots up in between does not set the scale: the untrained model's does.
-    top = 1.1 * max((line["val_loss"] for line in lines if line["step"] == 0), default=1.0)
-    loss_range = [0 if task.by_accuracy else 0.9 * min(losses), top]
     charts: list[dict[str, Any]] = [
-        {"id": f"{task.name}-val_loss", "range": loss_range, "lines": _curves(task, "val_loss")}
+        {"id": f"{task.name}-val_loss", "range": _loss_range(lines), "lines": _curves(task, "val_loss")}
     ]
     if accuracies := [line["val_accuracy"] for line in lines if "val_accuracy" in line]:
         charts.append(
@@ -58,7 +57,34 @@ def _charts(task: TaskSummary) -> list[dict[str, Any]]:
             }
         )
     tuning = {"id": f"{task.name}-tuning", "x": "lr", "percent": task.by_accuracy, "lines": _tuning(task)}
-    return [*charts, tuning]
+    return [*charts, tuning, *_gsnr_charts(task)]
+
+
+def _loss_range(lines: Sequence[dict[str, float]]) -> list[float] | None:
+    """From the lowest loss to the highest, of which at most half is above the untrained model's."""
+    if not lines:
+        return None
+    losses = [line["val_loss"] for line in lines]
+    low, high = min(losses), max(losses)
+    high = min(high, 2 * max(line["val_loss"] for line in lines if line["step"] == 0) - low)
+    margin = 0.05 * (high - low)
+    return [low - margin, high + margin]
+
+
+def _gsnr_charts(task: TaskSummary) -> list[dict[str, Any]]:
+    charts = []
+    for row, gsnr in task.gsnr:
+        # One line with gaps: block after block.
+        line = {
+            "label": row.label,
+            "colours": OPTIMIZERS[row.optimizer].colour,
+            "blocks": list(gsnr.d),
+            "steps": list(gsnr.steps),
+            "values": list(gsnr.steps.values()),
+        }
+        place = f"{task.name}-gsnr-{row.optimizer}"
+        charts.append({"id": place, "x": "steps", "log": True, "range": gsnr.decades, "lines": [line]})
+    return charts
 
 
 def _curves(task: TaskSummary, metric: str) -> list[dict[str, Any]]:
@@ -110,23 +136,46 @@ def _section(task: TaskSummary) -> str:
         metric = "accuracy" if task.by_accuracy else "loss"
         note = f"from tuning, seed {_seeds_of_tuning(task)}"
         charts.append(_figure(f"{task.name}-tuning", f"Final {metric} by learning rate", note))
+    blocks = []
+    for row, gsnr in task.gsnr:
+        note = f"a line each, seed {row.runs[0].record.config.seed}{_moved(gsnr)}"
+        blocks.append(_figure(f"{task.name}-gsnr-{row.optimizer}", f"g-SNR of blocks, {row.label}", note))
     return (
-        f'<section id="{escape(task.name)}"><h2>{escape(about["title"])}</h2>'
+        f'<section id="{escape(task.name)}"><h2>{escape(task.title)}</h2>'
         f'<p class="about">{escape(about["about"])}. {escape(about["data"])}.</p>'
-        f'<p class="legend">{legend}</p><div class="charts">{"".join(charts)}</div>{_table(task)}'
-        f"{_samples(task)}</section>"
+        f'<p class="legend">{legend}</p>{_side_by_side(charts)}{_table(task)}'
+        f"{_side_by_side(blocks)}{_side_by_side(_samples(task))}</section>"
     )
 
 
-def _samples(task: TaskSummary) -> str:
-    """What each optimizer's first model makes, if it makes pictures."""
-    shown = [(row.label, run.pictures) for row in task.rows for run in row.runs[:1] if run.pictures]
-    figures = "".join(
-        f"<figure><figcaption>{escape(label)} <small>from the same noise</small></figcaption>"
-        f'<img alt="{escape(label)}" src="data:image/png;base64,{b64encode(png).decode()}"></figure>'
-        for label, png in shown
-    )
-    return f'<div class="charts samples">{figures}</div>' if figures else ""
+def _side_by_side(figures: Sequence[str]) -> str:
+    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+
+
+def _samples(task: TaskSummary) -> list[str]:
+    """What the first model of each row makes, if it makes pictures or a text."""
+    figures = []
+    for row in task.rows:
+        label, run = escape(row.label), row.runs[0]
+        if run.pictures is not None:
+            picture = b64encode(run.pictures).decode()
+            made, note = f'<img alt="{label}" src="data:image/png;base64,{picture}">', "from the same noise"
+        elif run.text is not None:
+            prompt, _, text = (escape(_printable(part)) for part in run.text.partition(BAR))
+            made, note = f"<pre><b>{prompt}</b>{text}</pre>", "after the same held-out text, in bold"
+        else:
+            continue
+        figures.append(f"<figure><figcaption>{label} <small>{note}</small></figcaption>{made}</figure>")
+    return figures
+
+
+def _printable(text: str) -> str:
+    return "".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in text)
+
+
+def _moved(gsnr: BlockGSNR) -> str:
+    spans = gsnr.spans
+    return f"; the median block's largest is {median(spans):.2f} × its smallest" if spans else ""
 
 
 def _seeds_of_tuning(task: TaskSummary) -> str:
@@ -146,7 +195,7 @@ def _table(task: TaskSummary) -> str:
     if task.by_accuracy:
         columns.append(("Validation accuracy", [_result(task, row, metric) for row in task.rows]))
     columns += [
-        (f"Validation loss, {task.about['unit']}", [_loss(task, row) for row in task.rows]),
+        (f"Validation loss, {task.about['unit']}", [_result(task, row, "val_loss") for row in task.rows]),
         *_against(task),
         ("Steps", [_steps(row) for row in task.rows]),
         ("Training", [_number(row.mean("seconds"), ".0f", " s") for row in task.rows]),
@@ -158,7 +207,7 @@ def _table(task: TaskSummary) -> str:
     body = "".join(
         "<tr>"
         + "".join(
-            f'<td data-name="{escape(name)}"><span>{cells[index]}</span></td>' for name, cells in columns
+            f'<td data-name="{escape(name)}"><span>{column[index]}</span></td>' for name, column in columns
         )
         + "</tr>"
         for index in range(len(task.rows))
@@ -168,58 +217,23 @@ def _table(task: TaskSummary) -> str:
 
 def _against(task: TaskSummary) -> list[tuple[str, list[str]]]:
     """The columns about AdamW, if it was run beside others."""
-    base = next((row.runs for row in task.rows if row.optimizer == BASE), None)
-    if base is None or len(task.rows) < 2:
+    if task.base is None:
         return []
-    metric = task.about["metric"]
-    differences, times = [], []
-    for row in task.rows:
-        own = row.runs is base
-        found = None if own else statistics.difference(row.runs, base, metric)
-        differences.append(_MISSING if found is None else _difference(task, found))
-        moment = statistics.reached(row.runs, base, metric, task.by_accuracy)
-        times.append(_MISSING if moment is None else _moment(moment))
-    return [("Difference to AdamW, 95 % interval", differences), ("As good as AdamW ends, at", times)]
-
-
-def _difference(task: TaskSummary, found: statistics.Difference) -> str:
-    scale, digits, unit = (100, 1, " points") if task.by_accuracy else (1, 4, "")
-
-    def shown(value: float) -> str:
-        return f"{scale * value:+.{digits}f}".replace("-", "\u2212")
-
-    if found.interval is None:
-        return f"{shown(found.mean)}{unit} <small>one seed</small>"
-    low, high = found.interval
-    return f"{shown(found.mean)} ({shown(low)} to {shown(high)}){unit} <small>{found.pairs} seeds</small>"
-
-
-def _moment(moment: statistics.Reached) -> str:
-    if moment.steps is None or moment.seconds is None:
-        return "not reached"
-    some = (
-        f" <small>{moment.reached} of {moment.pairs} seeds</small>" if moment.reached < moment.pairs else ""
-    )
-    return f"step {moment.steps:.0f}, {moment.seconds:.0f} s{some}"
+    label = escape(task.base.label)
+    return [
+        (f"Difference to {label}, 95 % interval", [cells.difference(task, row) for row in task.rows]),
+        (f"As good as {label} ends, at", [cells.reached(task, row) for row in task.rows]),
+    ]
 
 
 def _result(task: TaskSummary, row: Row, metric: str) -> str:
-    value, spread = row.mean(metric), row.spread(metric)
-    if value is None:
-        return _troubles(row) or _MISSING
-    shown = f"{100 * value:.1f}" if metric == "val_accuracy" else f"{value:.4f}"
-    if spread is not None:
-        shown += f" ± {100 * spread:.1f}" if metric == "val_accuracy" else f" ± {spread:.4f}"
-    if metric == "val_accuracy":
-        shown += " %"
-    best = task.ranking[0].mean(metric) == value and metric == task.about["metric"]
+    shown = cells.result(row, metric)
+    if metric != task.about["metric"]:
+        return shown
+    if row.mean(metric) is None:
+        return _troubles(row) or shown
+    best = task.ranking[0].mean(metric) == row.mean(metric)
     return (f"<strong>{shown}</strong>" if best else shown) + _troubles(row)
-
-
-def _loss(task: TaskSummary, row: Row) -> str:
-    return (
-        _result(task, row, "val_loss") if not task.by_accuracy else _number(row.mean("val_loss"), ".4f", "")
-    )
 
 
 def _troubles(row: Row) -> str:
@@ -227,27 +241,23 @@ def _troubles(row: Row) -> str:
 
 
 def _steps(row: Row) -> str:
-    counts = sorted({run.record.config.steps for run in row.runs})
     runs = f" × {len(row.runs)} seeds" if len(row.runs) > 1 else ""
-    return ", ".join(map(str, counts)) + runs
+    return f"{row.runs[0].record.config.steps}{runs}"
 
 
 def _grid(row: Row) -> str:
-    used = ", ".join(f"{rate:.3g}" for rate in row.rates)
-    if row.tuning is None:
-        return f"<b>{used}</b> <small>given</small>"
-    grid = " · ".join(
-        f"<b>{rate:.3g}</b>" if rate in row.rates else f"{rate:.3g}" for rate in row.tuning["grid"]
-    )
-    return f'<span class="grid">{grid}</span>'
+    grid = [row.lr] if row.tuning is None else row.tuning["grid"]
+    rates = " · ".join(f"<b>{rate:.3g}</b>" if rate == row.lr else f"{rate:.3g}" for rate in grid)
+    trouble = ' class="trouble"' if row.on_edge else ""
+    return f'<span class="grid">{rates}</span><br><small{trouble}>{cells.tuning(row)}</small>'
 
 
 def _number(value: float | None, spec: str, unit: str) -> str:
-    return _MISSING if value is None else format(value, spec) + unit
+    return cells.MISSING if value is None else format(value, spec) + unit
 
 
 def _bytes(count: int | None) -> str:
-    return _MISSING if count is None else f"{count / 2**20:.2f} MiB"
+    return cells.MISSING if count is None else f"{count / 2**20:.2f} MiB"
 
 
 def _provenance(records: Sequence[Record]) -> str:

@@ -10,6 +10,7 @@ checkpoints. `gsnr.json` holds the G_snr of every block at the first step and at
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -96,6 +97,21 @@ class BlockGSNR:
 
     d: dict[str, int]
     steps: dict[int, list[float | None]]
+
+    @property
+    def spans(self) -> list[float]:
+        """Largest over smallest G_snr of each block that was measured more than once."""
+        seen = [
+            [value for value in block if value is not None]
+            for block in zip(*self.steps.values(), strict=True)
+        ]
+        return [max(values) / min(values) for values in seen if len(values) > 1]
+
+    @property
+    def decades(self) -> tuple[int, int]:
+        """Exponents of the powers of ten around all G_snr: an axis that does not stretch what stays level."""
+        values = [math.log10(value) for block in self.steps.values() for value in block if value is not None]
+        return math.floor(min(values, default=0)), math.ceil(max(values, default=1))
 
     def write(self, folder: Path) -> None:
         """Write `gsnr.json` into `folder`, with four significant digits."""

@@ -1,4 +1,4 @@
-"""`sgd-sai report`: a page that opens offline, and a figure, from the records of runs and nothing else."""
+"""`sgd-sai report`: a page that opens offline, and its figures, from the records of runs and nothing else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sgd_sai.cli import CommandError
 from sgd_sai.lab import figure, page
-from sgd_sai.lab.records import Run, read_runs, write_aside
+from sgd_sai.lab.records import read_runs, write_aside
 from sgd_sai.lab.summary import by_task
 
 
@@ -22,40 +22,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         type=Path,
         default=Path("report.html"),
-        help="the page (default: report.html)",
+        help="the page (default: report.html); its figures go beside it, as report-steps.png",
     )
-    parser.add_argument("--png", metavar="FILE", type=Path, help="also draw the curves into a PNG file")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page, and the figure if it is asked for; 0."""
-    files = [("--out", args.out)] + ([("--png", args.png)] if args.png else [])
-    for option, file in files:
-        if not file.parent.is_dir() or file.is_dir():
-            raise CommandError(f"{option}: cannot write {file}; allowed: a file in a folder that exists")
+    """Write the page and its figures; 0."""
+    if not args.out.parent.is_dir() or args.out.is_dir():
+        raise CommandError(f"--out: cannot write {args.out}; allowed: a file in a folder that exists")
     try:
-        runs = read_runs(args.runs)
+        write(args.runs, args.out)
     except ValueError as error:
         raise CommandError(str(error)) from None
-    for option, file in files:
-        try:
-            _write_page(runs, file) if option == "--out" else _write_figure(runs, file)
-        except OSError as error:
-            raise CommandError(f"{option}: cannot write {file}: {error.strerror}") from None
-        print(f"{'report' if option == '--out' else 'figure'}: {file}")
+    except OSError as error:
+        raise CommandError(f"--out: cannot write {args.out}: {error.strerror}") from None
     return 0
 
 
-def write(folders: Sequence[Path], path: Path) -> Path:
-    """Write the page about the runs in `folders` to `path`, which is returned."""
-    return _write_page(read_runs(folders), path)
-
-
-def _write_page(runs: Sequence[Run], path: Path) -> Path:
-    write_aside(path, page.build(by_task(runs)))
-    return path
-
-
-def _write_figure(runs: Sequence[Run], path: Path) -> Path:
-    write_aside(path, figure.draw(by_task(runs)))
-    return path
+def write(folders: Sequence[Path], path: Path) -> None:
+    """Write the page about the runs in `folders` to `path`, its figures beside it, and say so."""
+    runs = read_runs(folders)
+    write_aside(path, page.build(runs))
+    print(f"report: {path}")
+    for name, picture in figure.draw(by_task(runs)).items():
+        beside = path.with_name(f"{path.stem}-{name}.png")
+        write_aside(beside, picture)
+        print(f"figure: {beside}")

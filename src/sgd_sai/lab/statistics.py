@@ -44,11 +44,16 @@ def difference(runs: Sequence[Run], base: Sequence[Run], metric: str) -> Differe
     differences = [_final(run, metric) - _final(other, metric) for run, other in pairs(runs, base)]
     if not differences:
         return None
-    center, count = mean(differences), len(differences)
+    return Difference(mean(differences), interval(differences), len(differences))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Student's interval of confidence of the mean, None for fewer than two values."""
+    center, count = mean(values), len(values)
     if count < 2:
-        return Difference(center, None, count)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * stdev(differences) / sqrt(count)
-    return Difference(center, (center - half, center + half), count)
+        return None
+    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * stdev(values) / sqrt(count)
+    return center - half, center + half
 
 
 def reached(runs: Sequence[Run], base: Sequence[Run], metric: str, higher: bool) -> Reached | None:

@@ -1,31 +1,37 @@
-"""What records say: one row per task and optimizer, and sentences. Reports and figures say no more."""
+"""What records say: a part per task and setting, a row per optimizer and learning rate, and sentences.
+
+Reports and figures say no more.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import mean, median, stdev
 from typing import Any
 
 from sgd_sai.lab.optimizers import OPTIMIZERS
-from sgd_sai.lab.records import Run
+from sgd_sai.lab.records import BlockGSNR, Run, RunConfig
 
-#: The optimizer that the sentences are about.
-OURS = "sgd-sai"
+OURS = "sgd-sai"  # the optimizer that the sentences are about
+BASE = "adamw"  # the one that the others are compared with
+
+#: What the rows of one table have in common: all of a run but its seed, optimizer and lr, and the data.
+Setting = tuple[RunConfig, str]
 
 
 @dataclass(frozen=True)
 class Row:
-    """The runs of one optimizer on one task: the same configuration but for the seed."""
+    """The runs of one optimizer in one setting: the same configuration but for the seed, each seed once.
+
+    `label` is what the optimizer is called, with the learning rate where another row has another.
+    """
 
     optimizer: str
+    label: str
     runs: list[Run]
-
-    @property
-    def label(self) -> str:
-        """What the optimizer is called."""
-        return OPTIMIZERS[self.optimizer].label
 
     @property
     def finished(self) -> list[Run]:
@@ -74,21 +80,35 @@ class Row:
         return max(values) if values else None
 
     @property
-    def rates(self) -> list[float]:
-        """The learning rates that were used, one unless runs differ."""
-        return sorted({run.record.config.lr for run in self.runs})
+    def lr(self) -> float:
+        """The peak learning rate."""
+        return self.runs[0].record.config.lr
 
     @property
     def tuning(self) -> dict[str, Any] | None:
         """Where the learning rate comes from."""
         return self.runs[0].record.tuning
 
+    @property
+    def trials(self) -> int | None:
+        """How many runs tuned the learning rate, None if it was given."""
+        return None if self.tuning is None else len(self.tuning["points"])
+
+    @property
+    def on_edge(self) -> bool:
+        """True if no smaller or no larger learning rate was tried."""
+        return self.tuning is not None and not min(self.tuning["grid"]) < self.lr < max(self.tuning["grid"])
+
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """A task: its rows, in the order of the optimizers' registry."""
+    """A task in one setting: its rows, in the order of the optimizers' registry.
+
+    `name` is unique, for links; `title` says what sets it apart from other settings of the task.
+    """
 
     name: str
+    title: str
     rows: list[Row]
 
     @property
@@ -100,6 +120,22 @@ class TaskSummary:
     def by_accuracy(self) -> bool:
         """True if the task is judged by accuracy, false if by loss."""
         return bool(self.about["metric"] == "val_accuracy")
+
+    def best(self, optimizer: str) -> Row | None:
+        """The best row of an optimizer, None if it has none."""
+        rows = [row for row in (*self.ranking, *self.rows) if row.optimizer == optimizer]
+        return rows[0] if rows else None
+
+    @property
+    def base(self) -> Row | None:
+        """The row that the others are compared with: AdamW's best."""
+        return self.best(BASE) if len(self.rows) > 1 else None
+
+    @property
+    def gsnr(self) -> list[tuple[Row, BlockGSNR]]:
+        """The g-SNR of the blocks in the first run of SGD-SaI and of AdamW, where it was recorded."""
+        rows = [row for name in (OURS, BASE) if (row := self.best(name)) is not None]
+        return [(row, gsnr) for row in rows if (gsnr := row.runs[0].gsnr) is not None and gsnr.steps]
 
     @cached_property
     def ranking(self) -> list[Row]:
@@ -125,14 +161,49 @@ class TaskSummary:
 
 
 def by_task(runs: Sequence[Run]) -> list[TaskSummary]:
-    """The tasks in the order in which they were run."""
-    found: dict[str, dict[str, list[Run]]] = {}
+    """The tasks and their settings in the order in which they were run, without the runs of sweeps."""
+    found: dict[Setting, list[Run]] = {}
     for run in runs:
+        if run.record.config.weight_decay is None:
+            found.setdefault(_setting(run), []).append(run)
+    return [_summary(setting, group, [*found]) for setting, group in found.items()]
+
+
+def _setting(run: Run) -> Setting:
+    return replace(run.record.config, seed=0, optimizer="", lr=0.0), run.record.task["data"]
+
+
+def _summary(setting: Setting, runs: Sequence[Run], settings: Sequence[Setting]) -> TaskSummary:
+    config, data = setting
+    same_task = [other for other in settings if other[0].task == config.task]
+    place = same_task.index(setting)
+    title = [runs[0].record.task["title"]]
+    if any(other.steps != config.steps for other, _ in same_task):
+        title.append(f"{config.steps} steps")
+    if any(other.threads != config.threads for other, _ in same_task):
+        title.append(f"{config.threads} thread{'s' if config.threads > 1 else ''}")
+    if any(other != data for _, other in same_task):
+        title.append(data.partition(":")[0])
+    name = config.task + (f"-{place + 1}" if place else "")
+    return TaskSummary(name, ", ".join(title), _rows(runs))
+
+
+def _rows(runs: Sequence[Run]) -> list[Row]:
+    found: dict[tuple[str, float], dict[int, Run]] = {}
+    # A seed that was run twice counts once: its last run, or its last that finished.
+    for run in sorted(runs, key=lambda run: run.record.status == "finished"):
         config = run.record.config
-        found.setdefault(config.task, {}).setdefault(config.optimizer, []).append(run)
+        found.setdefault((config.optimizer, config.lr), {})[config.seed] = run
+    order = [*OPTIMIZERS]
+    keys = sorted(found, key=lambda key: (order.index(key[0]), key[1]))
+    rates = Counter(optimizer for optimizer, _ in keys)
     return [
-        TaskSummary(task, [Row(name, rows[name]) for name in OPTIMIZERS if name in rows])
-        for task, rows in found.items()
+        Row(
+            optimizer,
+            OPTIMIZERS[optimizer].label + (f", lr {lr:.3g}" if rates[optimizer] > 1 else ""),
+            [run for _, run in sorted(found[optimizer, lr].items())],
+        )
+        for optimizer, lr in keys
     ]
 
 
@@ -140,6 +211,7 @@ def sentences(tasks: Sequence[TaskSummary]) -> list[str]:
     """The result in plain sentences: what ends where, what it costs, and how much can be read from it."""
     said = _about_all(tasks)
     said += [sentence for task in tasks for sentence in _about_task(task)]
+    said += _about_tuning(tasks)
     said += _about_state(tasks)
     said += _about_time(tasks)
     seeds = min((len(row.finished) for task in tasks for row in task.ranking), default=0)
@@ -151,17 +223,20 @@ def sentences(tasks: Sequence[TaskSummary]) -> list[str]:
 
 
 def _about_all(tasks: Sequence[TaskSummary]) -> list[str]:
-    rankings = [[(row.optimizer, task.shown_mean(row)) for row in task.ranking] for task in tasks]
-    compared = [ranking for ranking in rankings if len(ranking) > 1 and OURS in dict(ranking)]
+    compared = [
+        (task.shown_mean(ours), [task.shown_mean(row) for row in task.ranking])
+        for task in tasks
+        if len(task.ranking) > 1 and (ours := task.best(OURS)) in task.ranking
+    ]
     if len(compared) < 2:
         return []
-    first = sum(dict(ranking)[OURS] == ranking[0][1] for ranking in compared)
-    last = sum(dict(ranking)[OURS] == ranking[-1][1] for ranking in compared)
+    first = sum(ours == ranking[0] for ours, ranking in compared)
+    last = sum(ours == ranking[-1] for ours, ranking in compared)
     return [f"SGD-SaI ends first on {first} of {len(compared)} tasks and last on {last}."]
 
 
 def _about_task(task: TaskSummary) -> list[str]:
-    title, metric = task.about["title"], task.about["metric"]
+    title, metric = task.title, task.about["metric"]
     troubles = [f"{title}: {row.label} {trouble}." for row in task.rows for trouble in row.troubles]
     if not task.ranking:
         return troubles or [f"{title}: no run has finished."]
@@ -186,13 +261,27 @@ def _about_task(task: TaskSummary) -> list[str]:
     return ["; ".join([first, *behind]) + ".", *troubles]
 
 
+def _about_tuning(tasks: Sequence[TaskSummary]) -> list[str]:
+    said = []
+    for task in tasks:
+        said += [
+            f"{task.title}: the learning rate of {row.label}, {row.lr:.3g}, is on the edge of its grid."
+            for row in task.rows
+            if row.on_edge
+        ]
+        trials = {row.label: row.trials for row in task.rows if row.trials is not None}
+        if len(set(trials.values())) > 1:
+            counts = ", ".join(f"{label} {count}" for label, count in trials.items())
+            said.append(f"{task.title}: the numbers of tuning trials differ: {counts}.")
+    return said
+
+
 def _about_state(tasks: Sequence[TaskSummary]) -> list[str]:
     shares = []
     for task in tasks:
-        rows = {row.optimizer: row.state_bytes for row in task.rows}
-        ours, adamw = rows.get(OURS), rows.get("adamw")
-        if ours and adamw:
-            shares.append(100 * ours / adamw)
+        ours, adamw = task.best(OURS), task.best(BASE)
+        if ours and adamw and ours.state_bytes and adamw.state_bytes:
+            shares.append(100 * ours.state_bytes / adamw.state_bytes)
     if not shares:
         return []
     return [
@@ -203,11 +292,11 @@ def _about_state(tasks: Sequence[TaskSummary]) -> list[str]:
 def _about_time(tasks: Sequence[TaskSummary]) -> list[str]:
     ratios: dict[str, list[float]] = {}
     for task in tasks:
-        times = {row.optimizer: row.step_ms for row in task.rows}
-        ours = times.pop(OURS, None)
-        for name, other in times.items():
-            if ours and other:
-                ratios.setdefault(name, []).append(ours / other)
+        ours = task.best(OURS)
+        for name in dict.fromkeys(row.optimizer for row in task.rows if row.optimizer != OURS):
+            other = task.best(name)
+            if ours and other and ours.step_ms and other.step_ms:
+                ratios.setdefault(name, []).append(ours.step_ms / other.step_ms)
     if not ratios:
         return []
     parts = [f"{_range(values, '.2f')} × that of {OPTIMIZERS[name].label}" for name, values in ratios.items()]

@@ -7,6 +7,7 @@ function colour(name) {
 }
 
 function trace(line, x) {
+  if (line.blocks) return blocks(line);
   return {
     x: line[x],
     y: line.y,
@@ -18,11 +19,26 @@ function trace(line, x) {
   };
 }
 
+// One line with gaps, block after block: hundreds of lines are slow.
+function blocks(line) {
+  const each = (value) => line.blocks.flatMap((name, index) => [...line.steps.map((step, at) => value(name, index, step, at)), null]);
+  return {
+    x: each((name, index, step) => step),
+    y: each((name, index, step, at) => line.values[at][index]),
+    text: each((name) => name),
+    hovertemplate: "%{text}<br>step %{x}: %{y:.4g}<extra></extra>",
+    mode: "lines",
+    opacity: 0.6,
+    line: { color: line.colours[dark.matches ? 1 : 0], width: 1.25 },
+  };
+}
+
 function layout(chart, x) {
   const axis = { gridcolor: colour("--rule"), linecolor: colour("--rule"), zeroline: false, fixedrange: true };
   const y = { ...axis, automargin: true, hoverformat: chart.percent ? ".1%" : ".4f" };
   if (chart.percent) y.tickformat = ".0%";
   if (chart.range) y.range = chart.range;
+  if (chart.log) Object.assign(y, { type: "log", dtick: 1, exponentformat: "power" });
   const log = x === "lr" ? { type: "log", dtick: 1, hoverformat: ".3g", exponentformat: "power" } : {};
   return {
     xaxis: { ...axis, ...log, title: { text: axisTitles[x], standoff: 8 }, showgrid: x === "lr", showline: true },
