@@ -15,12 +15,7 @@ from sgd_sai.lab.records import read_runs
 from sgd_sai.lab.summary import by_task
 
 ROOT = Path(__file__).parent.parent
-PAGES = (
-    ROOT / "README.md",
-    ROOT / "docs" / "speed.md",
-    ROOT / "docs" / "low-precision.md",
-    ROOT / "docs" / "study.md",
-)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DEMO = ROOT / "docs" / "records" / "demo"
 STUDY = ROOT / "docs" / "records" / "study"
 SPEED = ROOT / "benchmarks" / "results" / "speed"
@@ -152,6 +147,27 @@ def learning_rates() -> str:
     return table(*rows)
 
 
+def from_sgd() -> str:
+    """The tuned rates of SGD-SaI over those of SGD with momentum."""
+    entries = tuned.read(tuned.OWN)
+    return table([*entries], [f"{row['sgd-sai']['lr'] / row['sgd']['lr']:.3g}" for row in entries.values()])
+
+
+def transferred() -> str:
+    """What `sgd-sai lr-find TASKS --tuned --json` recorded."""
+    rows = [
+        [
+            *("task", "AdamW, tuned", "transferred", "SGD-SaI, tuned", "tuned / transferred"),
+            *("result at tuned", "at the point nearest to transferred", "metric"),
+        ]
+    ]
+    for task in json.loads((ROOT / "benchmarks" / "results" / "lr-transfer.json").read_text())["tasks"]:
+        numbers = ("adamw", "transferred", "sgd_sai", "ratio", "tuned_metric", "nearest_metric")
+        shown = [f"{task[key]:.3g}" for key in numbers]
+        rows.append([task["task"], *shown, task["metric"].replace("val_", "")])
+    return table(*rows)
+
+
 def study(task: str) -> str:
     """The results of a task of the study."""
     (found,) = by_task([run for run in read_runs([STUDY]) if run.record.config.task == task])
@@ -186,6 +202,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "goals": goals,
     "times": times,
     "precisions": precisions,
+    "transferred": transferred,
+    "from-sgd": from_sgd,
     **{f"study-{task}": partial(study, task) for task in ("cnn", "vit", "gpt", "lora", "diffusion")},
 }
 
