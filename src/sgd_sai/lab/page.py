@@ -30,15 +30,19 @@ def build(runs: Sequence[Run]) -> str:
     charts = [chart for task in tasks for chart in _charts(task)]
     swept = [run for run in runs if run.record.config.weight_decay is not None]
     return Template(source.joinpath("report.html").read_text()).substitute(
-        style=source.joinpath("report.css").read_text() + sweep_page.STYLE * bool(swept),
+        style=sweep_page.STYLE * bool(swept) + source.joinpath("report.css").read_text(),
         script=source.joinpath("report.js").read_text(),
         plotly=get_plotlyjs(),
         charts=json.dumps(charts, allow_nan=False).replace("</", "<\\/"),
         sentences="".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(tasks)),
         tasks="".join(_section(task) for task in tasks),
-        sweeps=f"<h2>Learning rate × weight decay</h2>{sweep_page.surfaces(swept)}" if swept else "",
+        sweeps=_sweeps(swept) if swept else "",
         provenance=_provenance([run.record for run in runs]),
     )
+
+
+def _sweeps(runs: Sequence[Run]) -> str:
+    return f"<section><h2>Learning rate × weight decay</h2>{sweep_page.surfaces(runs)}</section>"
 
 
 def _charts(task: TaskSummary) -> list[dict[str, Any]]:
@@ -83,8 +87,13 @@ def _gsnr_charts(task: TaskSummary) -> list[dict[str, Any]]:
             "values": list(gsnr.steps.values()),
         }
         place = f"{task.name}-gsnr-{row.optimizer}"
-        charts.append({"id": place, "x": "steps", "log": True, "range": gsnr.decades, "lines": [line]})
+        charts.append({"id": place, "x": "steps", "log": True, "range": _around(gsnr), "lines": [line]})
     return charts
+
+
+def _around(gsnr: BlockGSNR) -> tuple[float, float]:
+    low, high = gsnr.decades
+    return low - 0.05, high + 0.05  # so that the powers of ten themselves are shown
 
 
 def _curves(task: TaskSummary, metric: str) -> list[dict[str, Any]]:
@@ -212,7 +221,7 @@ def _table(task: TaskSummary) -> str:
         + "</tr>"
         for index in range(len(task.rows))
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<table class="results"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _against(task: TaskSummary) -> list[tuple[str, list[str]]]:
@@ -269,7 +278,7 @@ def _provenance(records: Sequence[Record]) -> str:
     )
     versions = (", ".join(f"{name} {version}" for name, version in r.versions.items()) for r in records)
     conditions = (
-        f"{r.config.task}: κ = {r.task['shrink']:g}, {_clipping(r.task['clip'])}, "
+        f"{r.config.task}: κ = {_shrink(r)}, {_clipping(r.task['clip'])}, "
         f"{r.task.get('schedule', _FIRST_SCHEDULE)}"
         for r in records
     )
@@ -284,6 +293,10 @@ def _provenance(records: Sequence[Record]) -> str:
     return "".join(
         f"<dt>{name}</dt>" + "".join(f"<dd>{line}</dd>" for line in lines) for name, lines in items.items()
     )
+
+
+def _shrink(record: Record) -> str:
+    return f"{record.task['shrink']:g}" if record.config.weight_decay is None else "lr × λ"
 
 
 def _gpu(record: Record) -> str:
