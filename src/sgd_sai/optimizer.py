@@ -31,7 +31,16 @@ from sgd_sai.distributed import (
     raised_together,
 )
 from sgd_sai.gsnr import UNLATCHED, Moments, Rule
-from sgd_sai.options import Group, check_given, check_options, check_params, check_whole, is_given, name_of
+from sgd_sai.options import (
+    Group,
+    check_dense,
+    check_given,
+    check_options,
+    check_params,
+    check_whole,
+    is_given,
+    name_of,
+)
 from sgd_sai.update import unscales, update
 
 if TYPE_CHECKING:
@@ -335,11 +344,7 @@ class SGDSaI(Optimizer):
             grad = param.grad
             if grad is None:
                 continue
-            if grad.layout != torch.strided:
-                raise ValueError(
-                    f"{name_of(group, index)}: its gradient is sparse ({grad.layout}); allowed: dense, "
-                    "which nn.Embedding gives with sparse=False"
-                )
+            check_dense(name_of(group, index), grad)
             grad = laid_out_as(grad, param)
             state = self.state[param]
             if not state:

@@ -32,6 +32,15 @@ def name_of(group: Group, index: int) -> str:
     return f"parameter {index} of its group, of shape {tuple(group['params'][index].shape)}"
 
 
+def check_dense(name: str, grad: Tensor) -> None:
+    """Raise for a sparse gradient, of which no g-SNR is defined."""
+    if grad.layout != torch.strided:
+        raise ValueError(
+            f"{name}: its gradient is sparse ({grad.layout}); allowed: dense, which nn.Embedding gives with "
+            "sparse=False"
+        )
+
+
 def is_given(scale: object) -> bool:
     """True for a scale that gives the raw G_snr of each parameter by its name."""
     return isinstance(scale, Mapping)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -25,8 +26,9 @@ def param_groups(
 
     Args:
         model: a module, or its (name, parameter) pairs.
-        weight_decay: λ for matrices, that is, parameters of two dimensions or more; biases, the weights of
-            norms and other vectors get 0. None: the optimizer's own for all.
+        weight_decay: λ for matrices, that is, parameters of two dimensions or more; biases, the parameters
+            of norms, whatever their shape, and other vectors get 0. Of (name, parameter) pairs the norms are
+            not known. None: the optimizer's own for all.
         settings: pattern → options of the parameters whose names it matches, as in
             ``{"*.bias": {"lr": 0.1}}``. `*` stands for any characters, dots too. Where several match, the
             later one wins; all of them win over the arguments beside.
@@ -50,14 +52,20 @@ def param_groups(
         raise ValueError("model: it has no parameter that requires a gradient")
     options: dict[str, dict[str, Any]] = {name: {} for name, _ in named}
     if weight_decay is not None:
+        norms = _of_norms(model) if isinstance(model, nn.Module) else set()
         for name, param in named:
-            options[name]["weight_decay"] = weight_decay if param.dim() >= 2 else 0.0
+            plain = param.dim() < 2 or name.rpartition(".")[2] == "bias" or id(param) in norms
+            options[name]["weight_decay"] = 0.0 if plain else weight_decay
     if (layer_decay is None) != (layers is None):
         raise ValueError("layer_decay, layers: given one without the other")
+    if lr is not None and layer_decay is None:
+        raise ValueError("lr: given without layer_decay, which it belongs to; give it to the optimizer")
     if layer_decay is not None and layers is not None:
         for name, rate in _layer_rates(list(options), lr, layer_decay, layers).items():
             options[name]["lr"] = rate
     for pattern, chosen in (settings or {}).items():
+        if not isinstance(chosen, Mapping):
+            raise ValueError(f"settings: given {chosen!r} for {pattern!r}; allowed: a mapping of options")
         matched = [name for name in options if fnmatchcase(name, pattern)]
         if not matched:
             raise ValueError(f"settings: {pattern!r} matches no parameter; there are {_some(options)}")
@@ -71,6 +79,12 @@ def param_groups(
             groups.append(group)
         group["params"].append((name, param))
     return groups
+
+
+def _of_norms(model: nn.Module) -> set[int]:
+    """The ids of the parameters of norm layers, which are known by the names of their classes."""
+    norms = (module for module in model.modules() if re.search(r"Norm(\dd)?$", type(module).__name__))
+    return {id(param) for module in norms for param in module.parameters(recurse=False)}
 
 
 def _layer_rates(names: list[str], lr: float | None, decay: float, layers: str) -> dict[str, float]:

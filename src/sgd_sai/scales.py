@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sgd_sai import gsnr
-from sgd_sai.options import listed
+from sgd_sai.options import check_dense, listed
 
 
 def measure_scales(
@@ -33,7 +33,8 @@ def measure_scales(
     A parameter whose gradient is missing, zero or not finite gets √d, and a warning names it.
 
     Raises:
-        ValueError: no parameter is trainable, or the loss is not one element that depends on one.
+        ValueError: no parameter is trainable, the loss is not one element that depends on one, or a gradient
+            is sparse.
 
     Example:
         >>> scales = measure_scales(model, lambda: loss_fn(model(x), y))
@@ -51,6 +52,8 @@ def measure_scales(
         )
     grads = torch.autograd.grad(value, list(named.values()), allow_unused=True)
     found = [torch.zeros_like(p) if g is None else g for p, g in zip(named.values(), grads, strict=True)]
+    for name, gradient in zip(named, found, strict=True):
+        check_dense(f"parameter {name!r}", gradient)
     moments = dict(zip(named, gsnr.measure([[gradient] for gradient in found]), strict=True))
     guessed = [name for name, of_block in moments.items() if not of_block.measurable]
     if guessed:

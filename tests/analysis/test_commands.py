@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from sgd_sai import SGDSaI
+from sgd_sai.analysis import output
+from sgd_sai.analysis.range_test import RangeTest
 from sgd_sai.analysis.workload import load
 from sgd_sai.cli import main
 
@@ -147,7 +150,42 @@ def test_lr_find_transfers_the_tuned_rates(capsys: pytest.CaptureFixture[str]) -
         assert numbers == pytest.approx({key: of_tasks[row["task"]][key] for key in numbers}, rel=0.02)
 
 
+def test_names_are_no_markup_and_numbers_are_never_cut(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "console", lambda: Console(width=80))
+    assert main(["gsnr", "workloads:named"]) == 0
+    printed = capsys.readouterr().out
+    assert "w[red]" in printed
+    assert "…" not in printed
+    assert max(len(line) for line in printed.splitlines()) <= 80
+
+
+def test_updates_too_small_for_a_gain(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert main(["gsnr", "workloads:scalar", "--lr", "1e-30", "--steps", "2", "--html", str(page)]) == 0
+    assert "no block moved at the first step" in capsys.readouterr().out
+    assert page.exists()
+
+
+def test_noise_is_no_slope() -> None:
+    """Losses that only scatter fall nowhere; where they fall later, the first steps do not count."""
+    generator = torch.Generator().manual_seed(0)
+    noise = (0.1 * torch.randn(60, generator=generator)).tolist()
+    flat, falling = RangeTest(), RangeTest()
+    for step, scatter in enumerate(noise):
+        for test, loss in ((flat, 2.0 + scatter), (falling, 2.0 + scatter - max(0, step - 30) / 20)):
+            test.lrs.append(10.0 ** (step / 10))
+            test.losses.append(loss)
+            before = test.smoothed[-1] if test.smoothed else loss
+            test.smoothed.append(0.9 * before + 0.1 * loss)
+    assert flat.steepest is None
+    assert falling.steepest is not None
+    assert falling.steepest > 10.0**3
+
+
 BAD = {
+    "workloads:sparse": "parameter '0.weight': its gradient is sparse (torch.sparse_coo); allowed: dense",
     "workloads:fails": "workloads:fails failed: FileNotFoundError: no such file",
     "workloads:nothing": "workloads:nothing: is a int; allowed: a callable without arguments",
     "workloads:missing": "importing workloads:missing failed: AttributeError",
@@ -207,10 +245,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(OWN)
         patched.syspath_prepend(str(OWN))
-        for name in ("flagged", "plain"):
-            main(["gsnr", f"workloads:{name}", "--steps", "3", "--html", str(folder / f"{name}.html")])
+        for name, steps in (("flagged", "3"), ("plain", "3"), ("named", "1")):
+            main(["gsnr", f"workloads:{name}", "--steps", steps, "--html", str(folder / f"{name}.html")])
         main(["lr-find", "workloads:plain", "--steps", "20", "--html", str(folder / "lr.html")])
-    return [folder / "flagged.html", folder / "plain.html", folder / "lr.html"]
+    return [folder / f"{name}.html" for name in ("flagged", "plain", "named", "lr")]
 
 
 def test_pages_draw_without_errors_and_fit_a_phone(pages: list[Path]) -> None:
@@ -223,7 +261,7 @@ def test_pages_draw_without_errors_and_fit_a_phone(pages: list[Path]) -> None:
             executable_path=chromium,
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         )
-        for path, charts in zip(pages, (3 + 4, 3 + 4, 1), strict=True):
+        for path, charts in zip(pages, (3 + 4, 3 + 4, 3 + 4, 1), strict=True):
             page = browser.new_page(viewport={"width": 390, "height": 800})
             troubles: list[str] = []
             page.on("console", lambda message, to=troubles: to.append(message.text))
@@ -233,6 +271,7 @@ def test_pages_draw_without_errors_and_fit_a_phone(pages: list[Path]) -> None:
             drawn = page.locator(".js-plotly-plot .main-svg .scatterlayer").count()
             assert drawn == charts - (0 if importlib.util.find_spec("adam_mini") or charts == 1 else 1)
             assert page.evaluate("document.documentElement.scrollWidth") <= 390
+            assert page.locator(".js-plotly-plot .scatterlayer .point, .scatterlayer .js-line").count() > 0
             assert not troubles
             page.close()
         browser.close()

@@ -68,6 +68,18 @@ def size(deltas: list[torch.Tensor]) -> float:
     return math.sqrt(sum(float(d.square().sum()) for d in deltas) / sum(d.numel() for d in deltas))
 
 
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"given": "raw"}, "given: given 'raw'; allowed: True, False or 'rms'"),
+    ({"wanted": 1}, "wanted: given 1; allowed"),
+    ({"lr": -1.0}, "lr: given -1.0; allowed: a finite number > 0"),
+    ({"weight_decay": math.nan}, "weight_decay: given nan; allowed: a finite number ≥ 0"),
+])  # fmt: skip
+def test_what_cannot_be_converted(arguments: dict[str, Any], message: str) -> None:
+    normal: dict[str, Any] = {"lr": 1.0, "given": True, "wanted": False, "normalizers": {"gsnr_max": 2.0}}
+    with pytest.raises(ValueError, match=message):
+        convert_lr(**{**normal, **arguments})
+
+
 @pytest.mark.parametrize("normalize", FORMS)
 @pytest.mark.parametrize("adam_eps", [1e-8, 0.3])
 def test_the_transferred_lr_makes_the_first_update_as_large_as_adamws(

@@ -29,6 +29,13 @@ def test_only_matrices_are_decayed(gpt: nn.Module) -> None:
     assert decays["transformer.wte.weight"] == 0.1  # tied to the head: there once
 
 
+def test_norms_and_biases_of_any_shape_are_not_decayed() -> None:
+    net = nn.ModuleDict({"norm": nn.LayerNorm((3, 4)), "linear": nn.Linear(4, 4)})
+    net.register_parameter("bias", nn.Parameter(torch.zeros(2, 2)))
+    decayed = by_name(param_groups(net, weight_decay=0.1), "weight_decay")
+    assert [name for name, decay in decayed.items() if decay] == ["linear.weight"]
+
+
 def test_settings_by_pattern_the_later_one_wins(gpt: nn.Module) -> None:
     groups = param_groups(
         gpt,
@@ -71,6 +78,8 @@ def test_frozen_parameters_are_left_out() -> None:
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"settings": {"head.*": {"lr": 1.0}}}, r"settings: 'head.\*' matches no parameter; there are 0.weight"),
     ({"lr": 1.0, "layer_decay": 0.5, "layers": "h.*"}, r"layers: 'h.\*' matches no start of a name"),
+    ({"lr": 1.0}, "lr: given without layer_decay"),
+    ({"settings": {"*": 3}}, r"settings: given 3 for '\*'; allowed: a mapping"),
     ({"layer_decay": 0.5, "layers": "*"}, "lr: needed with layer_decay"),
     ({"lr": 1.0, "layer_decay": 0.5}, "layer_decay, layers: given one without the other"),
     ({"lr": 1.0, "layer_decay": 1.5, "layers": "*"}, "layer_decay: given 1.5; allowed"),

@@ -34,6 +34,26 @@ def gpt() -> Any:
     return transformers.GPT2LMHeadModel(config), [{"input_ids": tokens, "labels": tokens}]
 
 
+def sparse() -> Any:
+    """An embedding with sparse gradients."""
+    indices = torch.randint(10, (8,), generator=torch.Generator().manual_seed(0))
+    net = nn.Sequential(nn.Embedding(10, 6, sparse=True), nn.Linear(6, 2))
+    return net, [(indices, torch.zeros(8, 2))], mse
+
+
+def named() -> Any:
+    """Names that a terminal or a page could take for something else, and long ones."""
+    long = "a_layer_with_a_very_long_name_of_its_own_" * 2
+    net = nn.ParameterDict({"w[red]": nn.Parameter(torch.ones(3, 3)), long: nn.Parameter(torch.ones(3))})
+    return net, [torch.arange(1.0, 4.0)], lambda model, x: (model["w[red]"] @ x + model[long]).square().sum()
+
+
+def scalar() -> Any:
+    """One number, whose update can be too small for any gain."""
+    net = nn.ParameterDict({"a": nn.Parameter(torch.tensor(1.0))})
+    return net, [torch.tensor(2.0)], lambda model, x: (model["a"] * x).square()
+
+
 def flagged() -> Any:
     """A zero-initialised branch, a scalar, a block with NaN, and one with by far the largest G_snr."""
     net = nn.ParameterDict({

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sgd_sai import gsnr
 from sgd_sai.gsnr import UNLATCHED, Moments, Normalize, divisor
+from sgd_sai.options import check_dense
 
 #: A block whose G_snr is so many times the second largest makes all other scales that much smaller.
 DOMINANT = 2.0
@@ -119,10 +120,13 @@ def measure_blocks(
         adam_eps: ε of AdamW.
 
     Raises:
-        ValueError: no parameter has a finite, non-zero gradient.
+        ValueError: no parameter has a finite, non-zero gradient, or one is sparse.
     """
     pairs = model.named_parameters() if isinstance(model, nn.Module) else model
     named = [(name, param) for name, param in pairs if param.requires_grad]
+    for name, param in named:
+        if param.grad is not None:
+            check_dense(f"parameter {name!r}", param.grad)
     moments = gsnr.measure([[] if param.grad is None else [param.grad] for _, param in named])
     blocks = []
     for (name, param), of_block in zip(named, moments, strict=True):

@@ -77,15 +77,18 @@ def _print(record: dict[str, Any]) -> None:
         gsnr_record.WORDS,
     )
     for sentence in record["sentences"]:
-        console.print(f"• {sentence}", highlight=False)
+        console.print(f"• {sentence}", highlight=False, markup=False)
     for name, trace in record.get("training", {}).items():
         if trace["losses"]:
             first, last = trace["losses"][0], trace["losses"][-1]
             gains = [values[0] for values in trace["gains"].values() if values and values[0]]
+            said = "no block moved at the first step"
+            if gains:
+                said = f"local gain of its blocks at the first step {min(gains):.2g} to {max(gains):.2g}"
             console.print(
-                f"• {name}, lr {trace['lr']:.3g}: loss {first:.4g} → {last:.4g}; local gain of its blocks at "
-                f"the first step {min(gains):.2g} to {max(gains):.2g}.",
+                f"• {name}, lr {trace['lr']:.3g}: loss {first:.4g} → {last:.4g}; {said}.",
                 highlight=False,
+                markup=False,
             )
 
 

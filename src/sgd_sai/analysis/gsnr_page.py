@@ -134,7 +134,7 @@ def _gains(record: dict[str, Any]) -> Section:
         for value in series
         if value is not None and value > 0.0
     ]
-    span = [math.log10(min(values)) - 0.1, math.log10(max(values)) + 0.1]
+    span = [math.log10(min(values)) - 0.1, math.log10(max(values)) + 0.1] if values else None
     return Section(
         "Local gain over time",
         "RMS of the update over RMS of the gradient, block by block, while each optimizer trains from the "
@@ -162,6 +162,7 @@ def _lines(
     for row in record["blocks"]:
         yield {
             "x": steps,
+            "mode": "lines" if len(steps) > 1 else "markers",
             "y": [value or None for value in series[row["name"]]],  # a log axis has no zero
             "name": row["name"],
             "colours": KINDS[kind(row)],

@@ -39,12 +39,18 @@ def convert_lr(
         (η, λ) in the form `wanted`.
 
     Raises:
-        ValueError: a normaliser that is needed is missing, or no block is latched yet.
+        ValueError: an argument is not allowed, a normaliser is missing, or no block is latched.
 
     Example:
         >>> convert_lr(1e-3, 0.1, given=False, wanted=True, normalizers={"gsnr_max": 768.0})
         (0.768, 0.00013020833333333333)
     """
+    for name, form in (("given", given), ("wanted", wanted)):
+        if form != "rms" and not isinstance(form, bool):
+            raise ValueError(f"{name}: given {form!r}; allowed: True, False or 'rms'")
+    for name, value, least in (("lr", lr, "> 0"), ("weight_decay", weight_decay, "≥ 0")):
+        if not (0.0 <= value < math.inf) or (name == "lr" and value == 0.0):
+            raise ValueError(f"{name}: given {value!r}; allowed: a finite number {least}")
     try:
         ratio = divisor(wanted, normalizers) / divisor(given, normalizers)
     except KeyError as error:

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from sgd_sai.cli import CommandError
 from sgd_sai.lab import arguments
@@ -109,10 +110,11 @@ def print_table(
     table = Table(header_style="bold", box=None, pad_edge=False)
     for column in columns:
         word = column in words
-        table.add_column(column, justify="left" if word else "right", no_wrap=True, overflow="ellipsis")
+        # A number is never cut; where the terminal is narrow, names go over several lines.
+        table.add_column(column, justify="left" if word else "right", no_wrap=not word, overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    console.print(title, style="italic", highlight=False)
+        table.add_row(*map(Text, row))  # not markup: a name may hold brackets
+    console.print(title, style="italic", highlight=False, markup=False)
     console.print(table)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import stdev
 
 from torch.optim import Optimizer
 
@@ -15,6 +16,7 @@ from sgd_sai.analysis.gains import step_quietly
 from sgd_sai.analysis.workload import Workload
 
 SMOOTHING = 0.9  # of the loss's EMA
+EARLY = 10  # steps at least in which the EMA is still that of few losses
 
 
 @dataclass
@@ -34,17 +36,34 @@ class RangeTest:
     broke: bool = False
 
     @property
+    def _begin(self) -> int:
+        """The first step whose smoothed loss counts; of a short test, a quarter goes at most."""
+        return min(EARLY, len(self.smoothed) // 4)
+
+    @property
+    def _bottom(self) -> int:
+        return min(range(self._begin, len(self.smoothed)), key=lambda k: self.smoothed[k])
+
+    @property
     def lowest(self) -> float:
         """η at the lowest smoothed loss: from there on, larger steps do harm."""
-        return self.lrs[self.smoothed.index(min(self.smoothed))]
+        return self.lrs[self._bottom]
 
     @property
     def steepest(self) -> float | None:
-        """η at which the smoothed loss falls fastest in log η; None if it never falls."""
-        before_lowest = self.smoothed.index(min(self.smoothed))
-        slopes = {
-            k: (self.smoothed[k + 1] - self.smoothed[k - 1]) for k in range(1, before_lowest)
-        }  # steps are equal in log η
+        """η at which the smoothed loss falls fastest in log η; None if it never falls by more than noise.
+
+        Noise is that of the EMA: twice its deviation, as the first losses scatter, while η is too small to
+        move them.
+        """
+        begin, bottom = self._begin, self._bottom
+        scatter = stdev(self.losses[:begin]) if begin > 1 else 0.0
+        noise = 2 * scatter * math.sqrt((1 - SMOOTHING) / (1 + SMOOTHING))
+        if self.smoothed[begin] - self.smoothed[bottom] <= noise:
+            return None
+        slopes = {  # steps are equal in log η
+            k: (self.smoothed[k + 1] - self.smoothed[k - 1]) for k in range(begin + 1, bottom)
+        }
         return self.lrs[min(slopes, key=lambda k: slopes[k])] if slopes else None
 
 

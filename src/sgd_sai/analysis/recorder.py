@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from sgd_sai import gsnr
+from sgd_sai.options import check_dense
 
 
 class ScalarWriter(Protocol):
@@ -99,6 +100,8 @@ class GSNRRecorder:
             A row for each block: step, block, gsnr, norm (‖g‖₂), sigma (σ).
         """
         present = [(name, param.grad) for name, param in self.named if param.grad is not None]
+        for name, grad in present:
+            check_dense(f"parameter {name!r}", grad)
         moments = gsnr.measure([[grad] for _, grad in present])
         rows = [
             {
