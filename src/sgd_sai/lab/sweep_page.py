@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -13,6 +14,8 @@ from plotly.offline import get_plotlyjs
 
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import Run
+
+_ACROSS = 3  # heat maps beside each other in a PNG
 
 
 @dataclass(frozen=True)
@@ -157,18 +160,29 @@ def _charts(grid: Grid) -> str:
 
 
 def figure(runs: Sequence[Run]) -> bytes:
-    """The heat maps as the bytes of a PNG."""
+    """The heat maps, on one range of colours for each metric, as the bytes of a PNG."""
     found = grids(runs)
+    ranges = {
+        metric: (min(numbers), max(numbers))
+        for metric in {grid.metric for grid in found}
+        if (numbers := [value for grid in found if grid.metric == metric for value in grid.numbers])
+    }
+    across = min(_ACROSS, len(found))
+    down = math.ceil(len(found) / across)
     paper = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 2}  # under the numbers
-    drawing = Figure(figsize=(5.5, 3.8 * len(found)), dpi=150, layout="constrained")
-    for axes, grid in zip(drawing.subplots(len(found), 1, squeeze=False)[:, 0], found, strict=True):
+    drawing = Figure(figsize=(5.0 * across, 3.6 * down), dpi=150, layout="constrained")
+    places = list(drawing.subplots(down, across, squeeze=False).flat)
+    for axes in places[len(found) :]:
+        axes.remove()
+    for axes, grid in zip(places, found, strict=False):
         numbers = [[float("nan") if value is None else value for value in row] for row in grid.found]
         colours = "viridis" if grid.metric == "val_accuracy" else "viridis_r"
-        axes.imshow(numbers, aspect="auto", origin="lower", cmap=colours)
+        low, high = ranges.get(grid.metric, (0.0, 1.0))
+        axes.imshow(numbers, aspect="auto", origin="lower", cmap=colours, vmin=low, vmax=high)
         axes.set_xticks(range(len(grid.rates)), [f"{rate:g}" for rate in grid.rates])
         axes.set_yticks(range(len(grid.decays)), [f"{decay:g}" for decay in grid.decays])
         axes.set(xlabel="learning rate", ylabel="weight decay λ")
-        axes.set_title(grid.summary, fontsize=8)
+        axes.set_title(grid.summary.replace(": ", "\n", 1).replace("; ", "\n"), fontsize=8)
         for row, line in enumerate(grid.found):
             for column, value in enumerate(line):
                 shown = "–" if value is None else f"{value:.3g}"
