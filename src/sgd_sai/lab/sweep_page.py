@@ -163,9 +163,9 @@ def figure(runs: Sequence[Run]) -> bytes:
     """The heat maps, on one range of colours for each metric, as the bytes of a PNG."""
     found = grids(runs)
     ranges = {
-        metric: (min(numbers), max(numbers))
+        metric: (min(values), max(values))
         for metric in {grid.metric for grid in found}
-        if (numbers := [value for grid in found if grid.metric == metric for value in grid.numbers])
+        if (values := [value for grid in found if grid.metric == metric for value in grid.numbers])
     }
     across = min(_ACROSS, len(found))
     down = math.ceil(len(found) / across)
