@@ -16,7 +16,6 @@ from sgd_sai.lab.summary import by_task
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-DEMO = ROOT / "docs" / "records" / "demo"
 STUDY = ROOT / "docs" / "records" / "study"
 SPEED = ROOT / "benchmarks" / "results" / "speed"
 
@@ -27,50 +26,29 @@ def table(*rows: list[str]) -> str:
     return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
 
 
-def demo() -> str:
-    """The held-out results of the demo's runs."""
-    tasks = by_task(read_runs([DEMO]))
-    labels = [row.label for row in tasks[0].rows]
-    rows = [["held out, after training", *labels]]
+def outcome() -> str:
+    """What the study found, a row a task."""
+    tasks = by_task(read_runs([STUDY]))
+    labels = [OPTIMIZERS[name].label for name in ("sgd-sai", "adamw", "sgd")]
+    rows = [["held out, mean of five seeds", *labels, "SGD-SaI − AdamW, 95 % interval"]]
     for task in tasks:
-        title = f"{task.about['title']}, {task.about['metric'].replace('val_', '')}"
-        ranked = {row.optimizer: task.shown_mean(row).replace("\u00a0", " ") for row in task.ranking}
-        rows.append([title, *(ranked.get(row.optimizer, "diverged") for row in task.rows)])
-    return table(*rows)
+        title = f"{task.about['title']}, {task.about['metric'].removeprefix('val_')}"
+        ours = task.best("sgd-sai")
+        assert ours is not None
+        shown = [task.best(name) for name in ("sgd-sai", "adamw", "sgd")]
+        rows.append([title, *(task.shown_mean(row) for row in shown if row), cells.difference(task, ours)])
+    return table(*rows).replace("\u00a0", " ")
 
 
 def speed() -> str:
-    """Times of a step relative to torch's fused SGD and to the floor."""
-    files = sorted(SPEED.glob("*.json"))
-    if not files:
-        return "Speed: not measured yet; `make bench` does."
-    records = [json.loads(file.read_text()) for file in files]
-    shown = ("sgd-sai-no-decay", "sgd-sai", "adamw-fused", "release")
-    labels = {
-        name: record["rows"][name]["label"] for record in records for name in shown if name in record["rows"]
-    }
-    rows = [
-        [
-            "one step, × torch SGD (fused), which does not decay",
-            *(labels[name] for name in labels),
-            "the floor",
-        ]
-    ]
-    for record in records:
-        plural = "s" if record["threads"] > 1 else ""
-        cells = [f"{record['model']}, {record['tensors']} tensors, {record['threads']} thread{plural}"]
-        cells += [
-            f"{record['rows'][n]['times_sgd_fused']:.2f}" if n in record["rows"] else "–" for n in labels
-        ]
-        sgd = record["rows"]["sgd-fused"]
-        cells.append(f"{1 / sgd['times_floor']:.2f}")
-        rows.append(cells)
-    first = records[0]
-    return f"""{table(*rows)}
-
-Medians of interleaved rounds on {first["machine"]["cores"]} cores of {first["machine"]["processor"]}, torch
-{first["versions"]["torch"]}, {first["date"][:10]}, by `make bench`. The floor is what as many bytes take as a
-step must move. On a GPU: not measured."""
+    """A step on GPT-2 small next to the floor, to other optimizers, and where the goal is missed."""
+    records = {file.stem: json.loads(file.read_text()) for file in sorted(SPEED.glob("*.json"))}
+    large, tiny = records["gpt2-cpu-2"], records["tiny-cpu-1"]
+    floor = {name: f"{row['times_floor']:.2f}" for name, row in large["rows"].items()}
+    return f"""A step on GPT-2 small takes {floor["sgd-sai"]} × the time that its bytes must take, torch's
+fused AdamW {floor["adamw-fused"]} ×, release 1.0.3 {floor["release"]} × (CPU, {large["threads"]} threads,
+{large["machine"]["processor"]}, {large["date"][:10]}, `make bench`). A thousand tiny tensors take
+{tiny["rows"]["sgd-sai"]["times_sgd_fused"]:.1f} × torch's fused SGD. On a GPU: not measured."""
 
 
 def goals() -> str:
@@ -141,9 +119,9 @@ def precisions() -> str:
 def learning_rates() -> str:
     """The tuned learning rates that come with the package."""
     entries = tuned.read(tuned.OWN)
-    rows = [["", *(OPTIMIZERS[name].label for name in DEFAULT)]]
-    for task, row in entries.items():
-        rows.append([task, *(f"{row[name]['lr']:g}" if name in row else "–" for name in DEFAULT)])
+    rows = [["", *entries]]
+    for name in DEFAULT:
+        rows.append([OPTIMIZERS[name].label, *(f"{row[name]['lr']:g}" for row in entries.values())])
     return table(*rows)
 
 
@@ -196,7 +174,7 @@ def study(task: str) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "demo": demo,
+    "outcome": outcome,
     "speed": speed,
     "lr": learning_rates,
     "goals": goals,

@@ -153,3 +153,15 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         for page in (tmp_path / "site").glob("*.html")
         if re.search(r'(?:src|href)="https?://[^"]+\.(?:js|css|woff2?)"', page.read_text("utf-8"))
     ], "a page that needs the network"
+
+
+def test_every_figure_is_drawn_by_the_command(tmp_path: Path) -> None:
+    """From records; the pages show no other picture, and none is left over."""
+    drawn = subprocess.run([sys.executable, str(ROOT / "docs" / "figures.py"), str(tmp_path)], check=False)
+    assert drawn.returncode == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {path.name for path in (ROOT / "docs" / "figures").iterdir()}
+    shown = {
+        Path(link).name for page in PAGES for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text())
+    }
+    assert shown == names
