@@ -135,3 +135,14 @@ def test_resuming_on_other_data(tmp_path, capsys):
     data.write_text("another line of text\n" * 200)
     capsys.readouterr()
     assert "sha256" in rejected(given, capsys)
+
+
+@pytest.mark.parametrize("command", ["compare", "tune", "sweep"])
+def test_several_ranks_are_refused_before_they_write(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    out = tmp_path / "out"
+    assert main([command, "--task", "cnn", "--optimizer", "sgd", "--steps", "2", "--out", str(out)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("sgd-sai: WORLD_SIZE: given 2")
+    assert message.count("\n") == 1
+    assert not out.exists()

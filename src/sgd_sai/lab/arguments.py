@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -140,7 +141,13 @@ def folder(out: Path | None, resume: bool, default: Path) -> Path:
 
 
 def make_folder(out: Path) -> None:
-    """Create `out` and see that it can be written to."""
+    """Create `out` and see that it can be written to, by this process alone."""
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    if ranks != "1":
+        raise CommandError(
+            f"WORLD_SIZE: given {ranks}, by torchrun or the like; allowed: one process, since every rank would "
+            "train the same runs into one folder (--jobs has several runs side by side)"
+        )
     probe = out / ".writable"
     try:
         out.mkdir(parents=True, exist_ok=True)
