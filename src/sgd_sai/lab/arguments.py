@@ -145,7 +145,7 @@ def make_folder(out: Path) -> None:
     ranks = os.environ.get("WORLD_SIZE", "1")
     if ranks != "1":
         raise CommandError(
-            f"WORLD_SIZE: given {ranks}, by torchrun or the like; allowed: one process, since every rank would "
+            f"WORLD_SIZE: given {ranks}, by torchrun or the like; allowed: one process: every rank would "
             "train the same runs into one folder (--jobs has several runs side by side)"
         )
     probe = out / ".writable"
