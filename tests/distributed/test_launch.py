@@ -36,14 +36,13 @@ def test_every_way_has_a_line() -> None:
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line.split()[4])
 def test_line(line: str, tmp_path: Path, truth: dict[str, torch.Tensor]) -> None:
-    out = tmp_path / "weights.pt"
-    arguments = line.replace("weights.pt", str(out)).split()[1:]
+    arguments = line.replace("tests/", f"{ROOT}/tests/").split()[1:]
     ran = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", *arguments],
-        cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    found = torch.load(out)
+    found = torch.load(tmp_path / "weights.pt")
     for name, p in truth.items():
         assert (found[name] - p).norm() <= 1e-5 * p.norm(), name
