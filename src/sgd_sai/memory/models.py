@@ -63,8 +63,8 @@ def load(model: str) -> nn.Module:
 
     Args:
         model: a name of `MODELS`; the path of a transformers config.json, or of the folder that holds it;
-            or "module:factory", a callable without arguments that returns an nn.Module, looked for in the
-            current folder too. A factory that puts tensors on a device by name does allocate them.
+            or "module:factory", a callable without arguments that returns an nn.Module, or a tuple that begins
+            with one, looked for in the current folder too. A factory that puts tensors on a device by name does allocate them.
 
     Raises:
         ValueError: one line that says what is wrong with it.
@@ -133,6 +133,8 @@ def _on_meta(build: Callable[[], Any], name: str) -> nn.Module:
             built = build()
     except Exception as error:
         raise ValueError(f"model: {name} cannot be built on the meta device: {_one_line(error)}") from None
+    if isinstance(built, tuple) and built:
+        built = built[0]  # a factory for `sgd-sai gsnr`, which gives batches too
     if not isinstance(built, nn.Module):
         raise ValueError(f"model: {name} gives a {type(built).__name__}; allowed: an nn.Module")
     return built
