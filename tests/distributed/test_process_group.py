@@ -14,9 +14,14 @@ import torch.distributed as dist
 from tiny import (
     BATCH,
     OPTIONS,
+    STEPS,
+    VOCABULARY,
+    Block,
     Counting,
     Tiny,
     assert_same_outcome,
+    batch,
+    loss_of,
     one_process,
     outcome,
     quiet_step,
@@ -26,6 +31,7 @@ from tiny import (
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
@@ -195,12 +201,74 @@ def test_pipeline_of_fsdp2_stages() -> None:
     world(4, pipeline_of_fsdp)
 
 
+WIDTH = 16
+
+
+def layers() -> nn.Sequential:
+    """As many parameters in each half; the largest G_snr is in one of them only."""
+    torch.manual_seed(0)
+    head = nn.Linear(WIDTH, VOCABULARY)
+    return nn.Sequential(nn.Embedding(VOCABULARY, WIDTH), Block(WIDTH), Block(WIDTH), head)
+
+
+def next_token_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def scheduled(schedule: Any) -> Any:
+    """torch's own pipeline: two stages, four microbatches."""
+    rank, together = dist.get_rank(), layers()
+    mine = nn.ModuleDict({str(i): together[i] for i in (2 * rank, 2 * rank + 1)})
+    stage = PipelineStage(nn.Sequential(*mine.values()), rank, RANKS, torch.device("cpu"))
+    pipeline = schedule(stage, n_microbatches=4, loss_fn=next_token_loss)
+    optimizer = SGDSaI(mine.parameters(), process_group=dist.group.WORLD, **OPTIONS)
+    collectives = []
+    for step in range(STEPS):
+        tokens = batch(step)
+        pipeline.step(*([tokens[:, :-1]] if rank == 0 else []), target=tokens[:, 1:])
+        with CommDebugMode() as comm:
+            optimizer.step()
+        collectives.append(comm.get_total_counts())
+        optimizer.zero_grad()
+    assert collectives == [1] + [0] * (STEPS - 1)
+    return outcome(mine, optimizer)
+
+
+@pytest.mark.parametrize("schedule", [ScheduleGPipe, Schedule1F1B], ids=lambda kind: kind.__name__)
+def test_pipeline_schedule_equals_one_process(schedule: Any) -> None:
+    model = layers()
+    optimizer = SGDSaI(model.parameters(), **OPTIONS)
+    for step in range(STEPS):
+        tokens = batch(step)
+        next_token_loss(model(tokens[:, :-1]), tokens[:, 1:]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    first, second = world(RANKS, scheduled, schedule)
+    assert first["gsnr_max"] == second["gsnr_max"]
+    both = {key: {**first[key], **second[key]} for key in ("gsnr", "params", "momenta")}
+    assert_same_outcome({**both, "gsnr_max": first["gsnr_max"]}, outcome(model, optimizer))
+
+
 def ddp() -> Any:
     model = DistributedDataParallel(Tiny(()), find_unused_parameters=True)
     counting = Counting(SGDSaI(model.parameters(), **OPTIONS))
     train(model, counting, share=share())
     assert not any(counting.collectives)
     return outcome(model, counting.optimizer)
+
+
+def accumulating() -> Any:
+    """Two microbatches a step; the first one's gradients are not sent."""
+    model = DistributedDataParallel(Tiny(()), find_unused_parameters=True)
+    optimizer = SGDSaI(model.parameters(), **OPTIONS)
+    for step in range(STEPS):
+        first, second = batch(step)[share()].chunk(2)
+        with model.no_sync():
+            (loss_of(model, first, step) / 2).backward()
+        (loss_of(model, second, step) / 2).backward()
+        quiet_step(optimizer)
+        optimizer.zero_grad()
+    return outcome(model, optimizer)
 
 
 def zero() -> Any:
@@ -236,9 +304,10 @@ def share() -> slice:
     return slice(dist.get_rank() * each, (dist.get_rank() + 1) * each)
 
 
-def test_ddp_equals_one_process() -> None:
+@pytest.mark.parametrize(("scenario", "ranks"), [(ddp, 4), (accumulating, 2)], ids=["ddp", "accumulating"])
+def test_ddp_equals_one_process(scenario: Any, ranks: int) -> None:
     truth = one_process(())
-    for found in world(4, ddp):
+    for found in world(ranks, scenario):
         assert_same_outcome(found, truth)
 
 
