@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -32,6 +33,16 @@ def tensors(mix: str, momentum: float) -> tuple[list[Tensor], list[Tensor], list
     return params, grads, momenta if momentum else [None] * len(params)
 
 
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The CPU has ways of its own for one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("way", [foreach, cpu], ids=lambda way: way.__name__.rpartition(".")[2])
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["float lr", "tensor lr"])
@@ -44,6 +55,7 @@ def test_equals_the_reference(way: ModuleType, mix: str, lr: float | Tensor) -> 
         torch.testing.assert_close(actual, expected, msg=lambda m, o=options: f"{o}: {m}")
 
 
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("way", [foreach, cpu], ids=lambda way: way.__name__.rpartition(".")[2])
 def test_decay_takes_the_factor_of_the_reference(way: ModuleType) -> None:
     """1 − λη as float32 has it, or thousands of steps would drift apart."""

@@ -63,8 +63,9 @@ def load(model: str) -> nn.Module:
 
     Args:
         model: a name of `MODELS`; the path of a transformers config.json, or of the folder that holds it;
-            or "module:factory", a callable without arguments that returns an nn.Module, or a tuple that begins
-            with one, looked for in the current folder too. A factory that puts tensors on a device by name does allocate them.
+            or "module:factory", a callable without arguments that returns an nn.Module, or a tuple that
+            begins with one, looked for in the current folder too. A factory that puts tensors on a device by
+            name does allocate them.
 
     Raises:
         ValueError: one line that says what is wrong with it.

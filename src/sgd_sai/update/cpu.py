@@ -113,14 +113,22 @@ def _tiny(
     λη: float,
     maximize: bool,
 ) -> None:
-    """Many tiny tensors in three calls, each of which takes the whole list and starts no threads."""
-    one = torch.ones((), dtype=θs[0].dtype)
+    """Many tiny tensors in three calls, each of which takes the whole list and starts no threads.
+
+    The fused kernel would start some for each tensor; where there are none to start, it is the faster one.
+    """
+    alone = torch.get_num_threads() == 1
+    zero, one = (torch.full((), value, dtype=θs[0].dtype) for value in (0.0, 1.0))
     if maximize:
         gs = list(torch._foreach_neg(gs))
-    if ms:
+    if ms and alone:
+        _sgd(ms, gs, [], μ - 1, 0.0, -1.0, False)  # m − (μ − 1)(g − m)
+    elif ms:
         torch._foreach_lerp_(ms, gs, 1 - μ)
-    if λη:
-        torch._foreach_lerp_(θs, [torch.zeros((), dtype=θs[0].dtype)] * len(θs), λη)  # θ + λη (0 − θ)
+    if λη and alone:
+        _sgd(θs, θs, [], λη, 0.0, 0.0, False)  # θ − λη θ
+    elif λη:
+        torch._foreach_lerp_(θs, [zero] * len(θs), λη)  # θ + λη (0 − θ); a product costs four times this
     torch._foreach_addcmul_(θs, ms or gs, [one] * len(θs), [-ηG for ηG in ηGs])
 
 
