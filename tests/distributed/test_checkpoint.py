@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from test_dtensor import shard, share_of, tensor_parallel
+from test_process_group import staged
 from tiny import BATCH, LATE, OPTIONS, Tiny, assert_same_outcome, one_process, outcome, train
+from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -19,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.pipelining import ScheduleGPipe
 from world import world
 
 from sgd_sai import UNLATCHED, SGDSaI
@@ -49,7 +54,7 @@ def training() -> tuple[Tiny, SGDSaI, slice]:
     return model, SGDSaI(model.parameters(), **OPTIONS), slice(rank * each, (rank + 1) * each)
 
 
-def states(model: Tiny, optimizer: SGDSaI, options: StateDictOptions) -> dict[str, Any]:
+def states(model: nn.Module, optimizer: SGDSaI, options: StateDictOptions) -> dict[str, Any]:
     return {
         "model": get_model_state_dict(
             model, options=StateDictOptions(full_state_dict=options.full_state_dict)
@@ -58,7 +63,7 @@ def states(model: Tiny, optimizer: SGDSaI, options: StateDictOptions) -> dict[st
     }
 
 
-def save(model: Tiny, optimizer: SGDSaI, folder: Path) -> None:
+def save(model: nn.Module, optimizer: SGDSaI, folder: Path) -> None:
     for kind, options in KINDS.items():
         state = states(model, optimizer, options)
         if kind == "async":
@@ -70,7 +75,7 @@ def save(model: Tiny, optimizer: SGDSaI, folder: Path) -> None:
         dist.barrier()
 
 
-def load(model: Tiny, optimizer: SGDSaI, folder: Path, kind: str) -> None:
+def load(model: nn.Module, optimizer: SGDSaI, folder: Path, kind: str) -> None:
     options = KINDS[kind]
     if options.full_state_dict:
         state: dict[str, Any] = {"model": {}, "optimizer": {}}
@@ -131,6 +136,108 @@ def test_saved_on_some_ranks_and_loaded_on_others(
     assert_same_outcome(saved["end"], one_process(steps=END))
     for ranks in loaded_on:
         world(ranks, load_and_go_on, tmp_path, saved, ranks == saved_on)
+
+
+#: Of a model that is spread in some way: itself, its optimizer, and the training of some steps.
+Training = tuple[nn.Module, SGDSaI, Callable[[range], None]]
+
+
+def in_tensor_parallel() -> Training:
+    model = Tiny()
+    if dist.get_world_size() > 1:
+        model = tensor_parallel(model, init_device_mesh("cpu", (dist.get_world_size(),)))
+    optimizer = SGDSaI(model.parameters(), **OPTIONS)
+    return model, optimizer, lambda steps: train(model, optimizer, steps)
+
+
+def in_hsdp() -> Training:
+    mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("replicate", "shard"))
+    model = shard(Tiny(), mesh)
+    optimizer, share = SGDSaI(model.parameters(), **OPTIONS), share_of(mesh["replicate", "shard"]._flatten())
+    return model, optimizer, lambda steps: train(model, optimizer, steps, share)
+
+
+def in_a_pipeline() -> Training:
+    model, backward = staged(ScheduleGPipe)
+    optimizer = SGDSaI(model.parameters(), process_group=dist.group.WORLD, **OPTIONS)
+
+    def go(steps: range) -> None:
+        for step in steps:
+            backward(step)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return model, optimizer, go
+
+
+def save_and_go_on(layout: Callable[[], Training], folder: Path) -> list[dict[str, Any]]:
+    model, optimizer, go = layout()
+    go(range(LATE))
+    dcp.save(states(model, optimizer, KINDS["flat"]), checkpoint_id=folder)
+    saved = outcome(model, optimizer)
+    go(range(LATE, END))
+    return [saved, outcome(model, optimizer)]
+
+
+def load_and_compare(layout: Callable[[], Training], folder: Path, truths: list[dict[str, Any]]) -> None:
+    model, optimizer, go = layout()
+    load(model, optimizer, folder.parent, "flat")
+    assert_equal(outcome(model, optimizer), of(model, truths[0]))
+    go(range(LATE, END))
+    assert_same_outcome(outcome(model, optimizer), of(model, truths[1]))
+
+
+def of(model: nn.Module, found: dict[str, Any]) -> dict[str, Any]:
+    """What was found for the parameters that this rank has."""
+    names = {name for name, _ in model.named_parameters()}
+    mine = {
+        kind: {name: value for name, value in found[kind].items() if name in names}
+        for kind in ("gsnr", "params", "momenta")
+    }
+    return {**found, **mine}
+
+
+@pytest.mark.parametrize(
+    ("layout", "saved_on", "loaded_on"),
+    [(in_tensor_parallel, 2, 1), (in_tensor_parallel, 1, 2), (in_hsdp, 4, 2), (in_hsdp, 2, 4),
+     (in_a_pipeline, 2, 1), (in_a_pipeline, 1, 2)],
+    ids=lambda given: getattr(given, "__name__", given),
+)  # fmt: skip
+def test_other_layouts(layout: Callable[[], Training], saved_on: int, loaded_on: int, tmp_path: Path) -> None:
+    ranks = world(saved_on, save_and_go_on, layout, tmp_path / "flat")
+    truths = []
+    for moment in zip(*ranks, strict=True):
+        assert len({rank["gsnr_max"] for rank in moment}) == 1
+        merged = {
+            kind: {name: value for rank in moment for name, value in rank[kind].items()}
+            for kind in ("gsnr", "params", "momenta")
+        }
+        truths.append({**merged, "gsnr_max": moment[0]["gsnr_max"]})
+    world(loaded_on, load_and_compare, layout, tmp_path / "flat", truths)
+
+
+def saved_while_training_goes_on(folder: Path) -> None:
+    model, optimizer, share = training()
+    train(model, optimizer, range(LATE), share)
+    truth = outcome(model, optimizer)
+    saving = dcp.async_save(
+        states(model, optimizer, KINDS["plain"]),
+        checkpoint_id=folder / "plain",
+        process_group=dist.new_group(),
+    )
+    train(model, optimizer, range(LATE, END), share)
+    saving.result()
+    end = outcome(model, optimizer)
+    model, optimizer, share = training()
+    load(model, optimizer, folder, "plain")
+    assert_equal(outcome(model, optimizer), truth)
+    train(model, optimizer, range(LATE, END), share)
+    assert_equal(outcome(model, optimizer), end)
+
+
+def test_saved_while_training_goes_on(tmp_path: Path) -> None:
+    """What is written is what was there when it was asked for. A group of its own keeps its messages apart."""
+    world(2, saved_while_training_goes_on, tmp_path)
 
 
 def saved_between_measuring_and_moving(folder: Path) -> None:

@@ -6,6 +6,7 @@ import copy
 import functools
 import math
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -215,23 +216,32 @@ def next_token_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor
     return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def scheduled(schedule: Any) -> Any:
-    """torch's own pipeline: two stages, four microbatches."""
-    rank, together = dist.get_rank(), layers()
-    mine = nn.ModuleDict({str(i): together[i] for i in (2 * rank, 2 * rank + 1)})
-    stage = PipelineStage(nn.Sequential(*mine.values()), rank, RANKS, torch.device("cpu"))
+def staged(schedule: Any) -> tuple[nn.ModuleDict, Callable[[int], None]]:
+    """This rank's stage in torch's own pipeline, and what it does forward and backward in a step."""
+    rank, ranks, together = dist.get_rank(), dist.get_world_size(), layers()
+    mine = nn.ModuleDict({str(i): layer for i, layer in enumerate(together) if i * ranks // 4 == rank})
+    stage = PipelineStage(nn.Sequential(*mine.values()), rank, ranks, torch.device("cpu"))
     pipeline = schedule(stage, n_microbatches=4, loss_fn=next_token_loss)
-    optimizer = SGDSaI(mine.parameters(), process_group=dist.group.WORLD, **OPTIONS)
-    collectives = []
-    for step in range(STEPS):
+
+    def backward(step: int) -> None:
         tokens = batch(step)
         pipeline.step(*([tokens[:, :-1]] if rank == 0 else []), target=tokens[:, 1:])
+
+    return mine, backward
+
+
+def scheduled(schedule: Any) -> Any:
+    stage, backward = staged(schedule)
+    optimizer = SGDSaI(stage.parameters(), process_group=dist.group.WORLD, **OPTIONS)
+    collectives = []
+    for step in range(STEPS):
+        backward(step)
         with CommDebugMode() as comm:
             optimizer.step()
         collectives.append(comm.get_total_counts())
         optimizer.zero_grad()
     assert collectives == [1] + [0] * (STEPS - 1)
-    return outcome(mine, optimizer)
+    return outcome(stage, optimizer)
 
 
 @pytest.mark.parametrize("schedule", [ScheduleGPipe, Schedule1F1B], ids=lambda kind: kind.__name__)
