@@ -219,12 +219,9 @@ def test_other_layouts(layout: Callable[[], Training], saved_on: int, loaded_on:
 def saved_while_training_goes_on(folder: Path) -> None:
     model, optimizer, share = training()
     train(model, optimizer, range(LATE), share)
+    state = states(model, optimizer, KINDS["plain"])  # gives the late layer a state too
     truth = outcome(model, optimizer)
-    saving = dcp.async_save(
-        states(model, optimizer, KINDS["plain"]),
-        checkpoint_id=folder / "plain",
-        process_group=dist.new_group(),
-    )
+    saving = dcp.async_save(state, checkpoint_id=folder / "plain", process_group=dist.new_group())
     train(model, optimizer, range(LATE, END), share)
     saving.result()
     end = outcome(model, optimizer)
@@ -236,7 +233,7 @@ def saved_while_training_goes_on(folder: Path) -> None:
 
 
 def test_saved_while_training_goes_on(tmp_path: Path) -> None:
-    """What is written is what was there when it was asked for. A group of its own keeps its messages apart."""
+    """What is written is what was there when it was asked for; its messages have a group of their own."""
     world(2, saved_while_training_goes_on, tmp_path)
 
 
