@@ -180,7 +180,7 @@ def test_prodigy_saves_the_initial_value_of_tensors_that_are_zero():
 def test_a_factory_that_gives_batches_too(tmp_path, monkeypatch):
     """One factory serves `sgd-sai gsnr`, `lr-find` and `memory`."""
     (tmp_path / "with_batches.py").write_text(
-        "import torch\n\ndef factory():\n    return torch.nn.Linear(3, 2), [(torch.ones(1, 3), torch.ones(1, 2))]\n"
+        "import torch\n\ndef factory():\n    return torch.nn.Linear(3, 2), [torch.ones(1, 3)]\n"
     )
     monkeypatch.chdir(tmp_path)
     assert sum(param.numel() for param in load("with_batches:factory").parameters()) == 8

@@ -184,6 +184,17 @@ def test_noise_is_no_slope() -> None:
     assert falling.steepest > 10.0**3
 
 
+def test_the_fall_is_found_after_noise_that_is_steeper() -> None:
+    found = RangeTest()
+    noise = [1.0, 1.1, 1.2, 1.1] * 5  # falls by more a step than the fall does
+    for step, smoothed in enumerate([*noise, *(1.0 - 0.02 * k for k in range(40))]):
+        found.lrs.append(10.0 ** (step / 10))
+        found.losses.append(1.0 + 0.5 * (step % 2))
+        found.smoothed.append(smoothed)
+    assert found.steepest is not None
+    assert found.steepest >= found.lrs[len(noise)]
+
+
 BAD = {
     "workloads:sparse": "parameter '0.weight': its gradient is sparse (torch.sparse_coo); allowed: dense",
     "workloads:fails": "workloads:fails failed: FileNotFoundError: no such file",

@@ -56,6 +56,19 @@ def test_the_trajectory_does_not_depend_on_the_scale_of_the_loss(factor: float) 
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize(("eps", "same"), [(0.0, True), (1e-8, False)])
+def test_a_small_block_depends_on_the_scale_of_the_loss_unless_eps_is_zero(eps: float, same: bool) -> None:
+    moves = []
+    for scale in (1.0, 2.0**-20):
+        params = [nn.Parameter(torch.zeros(64, dtype=torch.float64)) for _ in range(2)]
+        for param, size in zip(params, (1.0, 1e-3), strict=True):
+            param.grad = scale * size * torch.linspace(-1.0, 2.0, 64, dtype=torch.float64)
+        SGDSaI(params, lr=0.02, normalize="rms", eps=eps).step()
+        moves.append(params[1].detach().norm().item())
+    assert (moves[1] == pytest.approx(moves[0], rel=1e-6)) is same
+    assert same or moves[1] < 0.5 * moves[0]
+
+
 def late(params: list[nn.Parameter], step: int) -> None:
     give_gradients(params, step)
     if step < 2:

@@ -59,10 +59,11 @@ class RangeTest:
         begin, bottom = self._begin, self._bottom
         scatter = stdev(self.losses[:begin]) if begin > 1 else 0.0
         noise = 2 * scatter * math.sqrt((1 - SMOOTHING) / (1 + SMOOTHING))
-        if self.smoothed[begin] - self.smoothed[bottom] <= noise:
-            return None
+        start = self.smoothed[begin] - noise
+        # The fall begins after the last step that noise explains: before it, slopes are noise too.
+        left = max((k for k in range(begin, bottom + 1) if self.smoothed[k] >= start), default=begin)
         slopes = {  # steps are equal in log η
-            k: (self.smoothed[k + 1] - self.smoothed[k - 1]) for k in range(begin + 1, bottom)
+            k: (self.smoothed[k + 1] - self.smoothed[k - 1]) for k in range(left + 1, bottom)
         }
         return self.lrs[min(slopes, key=lambda k: slopes[k])] if slopes else None
 
