@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from sgd_sai.lab import cells, tuned
-from sgd_sai.lab.optimizers import DEFAULT, OPTIMIZERS
+from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import read_runs
 from sgd_sai.lab.summary import by_task
 
@@ -30,13 +30,14 @@ def outcome() -> str:
     """What the study found, a row a task."""
     tasks = by_task(read_runs([STUDY]))
     labels = [OPTIMIZERS[name].label for name in ("sgd-sai", "adamw", "sgd")]
-    rows = [["held out, mean of five seeds", *labels, "SGD-SaI − AdamW, 95 % interval"]]
+    rows = [["held out, mean of five seeds", *labels, "SGD-SaI − AdamW, 95 % interval", "their lr"]]
     for task in tasks:
         title = f"{task.about['title']}, {task.about['metric'].removeprefix('val_')}"
         ours = task.best("sgd-sai")
         assert ours is not None
         shown = [task.best(name) for name in ("sgd-sai", "adamw", "sgd")]
-        rows.append([title, *(task.shown_mean(row) for row in shown if row), cells.difference(task, ours)])
+        means, rates = zip(*((task.shown_mean(row), f"{row.lr:g}") for row in shown if row), strict=True)
+        rows.append([title, *means, cells.difference(task, ours), " · ".join(rates)])
     return table(*rows).replace("\u00a0", " ")
 
 
@@ -116,15 +117,6 @@ def precisions() -> str:
     )
 
 
-def learning_rates() -> str:
-    """The tuned learning rates that come with the package."""
-    entries = tuned.read(tuned.OWN)
-    rows = [["", *entries]]
-    for name in DEFAULT:
-        rows.append([OPTIMIZERS[name].label, *(f"{row[name]['lr']:g}" for row in entries.values())])
-    return table(*rows)
-
-
 def from_sgd() -> str:
     """The tuned rates of SGD-SaI over those of SGD with momentum."""
     entries = tuned.read(tuned.OWN)
@@ -176,7 +168,6 @@ def study(task: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "outcome": outcome,
     "speed": speed,
-    "lr": learning_rates,
     "goals": goals,
     "times": times,
     "precisions": precisions,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import importlib
 import inspect
 import json
@@ -19,9 +20,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
-from sgd_sai import SGDSaI
+from sgd_sai import SGDSaI, measure_scales
 from sgd_sai.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
@@ -44,8 +46,8 @@ def what_a_reader_has() -> dict[str, Any]:
     return {"model": model, "my_model": model, "x": x, "y": y, "loss_fn": nn.functional.cross_entropy}
 
 
-#: Fragments for several ranks or for DeepSpeed, which are compiled only; tests/distributed runs such calls.
-FRAGMENTS = {"distributed.md", "distributed-costs.md"}
+#: Its blocks are for several ranks, and run in a test of their own.
+FOR_RANKS = "distributed.md"
 
 
 @every_page
@@ -55,8 +57,34 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     names = what_a_reader_has()
     for line, block in fences(page, "python"):
         code = compile("\n" * line + block, page.name, "exec")
-        if page.name not in FRAGMENTS:
+        if page.name != FOR_RANKS:
             exec(code, names)
+
+
+def test_blocks_for_several_ranks_run_on_one(tmp_path: Path) -> None:
+    """With what they take for granted. DeepSpeed's own line runs in tests/distributed/test_deepspeed.py."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    names = {
+        **what_a_reader_has(),
+        "SGDSaI": SGDSaI,
+        "measure_scales": measure_scales,
+        "dist": dist,
+        "dcp": dcp,
+    }
+    names |= {"functools": functools, "ZeroRedundancyOptimizer": ZeroRedundancyOptimizer, "lr": 0.1}
+    names |= {"get_model_state_dict": get_model_state_dict, "path": str(tmp_path / "checkpoint")}
+    names |= {"get_optimizer_state_dict": get_optimizer_state_dict, "stage": names["model"]}
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        for line, block in fences(ROOT / "docs" / FOR_RANKS, "python"):
+            ours = "".join(part for part in block.splitlines(keepends=True) if "deepspeed." not in part)
+            exec(compile("\n" * line + ours, FOR_RANKS, "exec"), names)
+    finally:
+        dist.destroy_process_group()
+    assert (tmp_path / "checkpoint" / ".metadata").exists()
 
 
 def shown_commands(page: Path) -> set[str]:
