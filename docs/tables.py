@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -46,10 +47,13 @@ def speed() -> str:
     records = {file.stem: json.loads(file.read_text()) for file in sorted(SPEED.glob("*.json"))}
     large, tiny = records["gpt2-cpu-2"], records["tiny-cpu-1"]
     floor = {name: f"{row['times_floor']:.2f}" for name, row in large["rows"].items()}
-    return f"""A step on GPT-2 small takes {floor["sgd-sai"]} × the time that its bytes must take, torch's
-fused AdamW {floor["adamw-fused"]} ×, release 1.0.3 {floor["release"]} × (CPU, {large["threads"]} threads,
-{large["machine"]["processor"]}, {large["date"][:10]}, `make bench`). A thousand tiny tensors take
-{tiny["rows"]["sgd-sai"]["times_sgd_fused"]:.1f} × torch's fused SGD. On a GPU: not measured."""
+    said = (
+        f"A step on GPT-2 small takes {floor['sgd-sai']} × the time that its bytes must take, torch's fused AdamW "
+        f"{floor['adamw-fused']} ×, release 1.0.3 {floor['release']} × (CPU, {large['threads']} threads, "
+        f"{large['machine']['processor']}, {large['date'][:10]}, `make bench`). A thousand tiny tensors take "
+        f"{tiny['rows']['sgd-sai']['times_sgd_fused']:.1f} × torch's fused SGD. On a GPU: not measured."
+    )
+    return textwrap.fill(said, 118)
 
 
 def goals() -> str:
