@@ -49,8 +49,8 @@ def speed() -> str:
     floor = {name: f"{row['times_floor']:.2f}" for name, row in large["rows"].items()}
     said = (
         f"A step on GPT-2 small takes {floor['sgd-sai']} × the time that its bytes must take, torch's fused "
-        f"AdamW {floor['adamw-fused']} ×, release 1.0.3 {floor['release']} × (CPU, {large['threads']} threads, "
-        f"{large['machine']['processor']}, {large['date'][:10]}, `make bench`). A thousand tiny tensors "
+        f"AdamW {floor['adamw-fused']} ×, release 1.0.3 {floor['release']} × (CPU, {large['threads']} "
+        f"threads, {large['machine']['processor']}, {large['date'][:10]}, `make bench`). A thousand tiny tensors "
         f"take {tiny['rows']['sgd-sai']['times_sgd_fused']:.1f} × torch's fused SGD. On a GPU: not measured."
     )
     return textwrap.fill(said, 118)
