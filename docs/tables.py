@@ -47,11 +47,12 @@ def speed() -> str:
     records = {file.stem: json.loads(file.read_text()) for file in sorted(SPEED.glob("*.json"))}
     large, tiny = records["gpt2-cpu-2"], records["tiny-cpu-1"]
     floor = {name: f"{row['times_floor']:.2f}" for name, row in large["rows"].items()}
+    where = f"CPU, {large['threads']} threads, {large['machine']['processor']}, {large['date'][:10]}"
     said = (
         f"A step on GPT-2 small takes {floor['sgd-sai']} × the time that its bytes must take, torch's fused "
-        f"AdamW {floor['adamw-fused']} ×, release 1.0.3 {floor['release']} × (CPU, {large['threads']} "
-        f"threads, {large['machine']['processor']}, {large['date'][:10]}, `make bench`). A thousand tiny tensors "
-        f"take {tiny['rows']['sgd-sai']['times_sgd_fused']:.1f} × torch's fused SGD. On a GPU: not measured."
+        f"AdamW {floor['adamw-fused']} ×, release 1.0.3 {floor['release']} × ({where}, `make bench`). "
+        f"A thousand tiny tensors take {tiny['rows']['sgd-sai']['times_sgd_fused']:.1f} × torch's fused SGD. "
+        "On a GPU: not measured."
     )
     return textwrap.fill(said, 118)
 
