@@ -49,8 +49,8 @@ def speed() -> str:
     floor = {name: f"{row['times_floor']:.2f}" for name, row in large["rows"].items()}
     where = f"CPU, {large['threads']} threads, {large['machine']['processor']}, {large['date'][:10]}"
     said = (
-        f"A step on GPT-2 small takes {floor['sgd-sai']} × as long as additions of as many bytes, torch's fused "
-        f"AdamW {floor['adamw-fused']} ×, release 1.0.3 {floor['release']} × ({where}, `make bench`). "
+        f"A step on GPT-2 small takes {floor['sgd-sai']} × as long as additions of as many bytes, torch's "
+        f"fused AdamW {floor['adamw-fused']} ×, release 1.0.3 {floor['release']} × ({where}, `make bench`). "
         f"A thousand tiny tensors take {tiny['rows']['sgd-sai']['times_sgd_fused']:.1f} × torch's fused SGD. "
         "On a GPU: not measured."
     )
