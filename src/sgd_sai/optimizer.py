@@ -80,7 +80,8 @@ class SGDSaI(Optimizer):
         fused: use a fused kernel: on the CPU torch's, on CUDA our Triton one.
         normalize: divide by the largest G_snr (Algorithm 1). False: the raw G_snr multiplies lr, as in the
             authors' release 1.0.3. "rms": divide all by one number, with which the first update has the RMS
-            of AdamW's at the same lr (`sgd_sai.gsnr.rms_normalizer`), whatever the loss is multiplied by.
+            of AdamW's at the same lr (`sgd_sai.gsnr.rms_normalizer`), whatever the loss is multiplied by,
+            where eps is small against every deviation.
         unbiased: the variance with 1/(d−1), as in the tutorial listing and release 1.0.3, instead of 1/d.
         measure_first: a block's first gradient is only measured and the block moves from its next one on,
             as in the tutorial listing.
