@@ -92,6 +92,23 @@ def test_points_of_a_process_that_is_gone_come_back_once():
     assert sorted(completed(first.study.get_trials())) == sorted(asked)
 
 
+@pytest.mark.parametrize("alone", [sweep.nullcontext, lambda: sweep.nullcontext()], ids=["no lock", "lock"])
+def test_a_process_that_dies_while_it_claims_loses_no_point(alone, monkeypatch):
+    """Between having a trial and putting its name to it."""
+    monkeypatch.setattr(sweep, "CLAIMING", 1.5)
+    storage = optuna.storages.InMemoryStorage()
+    first = opened(storage)
+    first._enter()
+    first.study.ask()  # and no more
+    again = sweep.Sweep("s", storage, AXES, {"steps": 1, "data": "none"}, alone)
+    asked = []
+    while claimed := again.claim():
+        trial, point = claimed
+        asked.append(point)
+        again.tell(trial, ended(point))
+    assert sorted(asked) == sorted(POINTS)
+
+
 def test_a_silent_process_elsewhere_is_taken_for_dead():
     first = opened(optuna.storages.InMemoryStorage())
     trial, point = first.claim()

@@ -40,6 +40,7 @@ GROWTHS = 4  # of a grid, at most
 LARGEST = 1e9  # of either, for Optuna, which wants an end
 BEAT = 20.0  # seconds between two signs of life
 SILENCE = 300.0  # seconds after which a process of another machine is taken for dead
+CLAIMING = 10.0  # seconds between having a trial and putting one's name to it, at most
 #: States of a trial whose point is taken.
 HELD = (TrialState.RUNNING, TrialState.COMPLETE)
 
@@ -159,7 +160,7 @@ class Sweep:
         """
         self.axes = axes
         self.failed: set[Point] = set()  # here, and not to be tried here again
-        self._alone = alone
+        self._alone, self._locks = alone, alone is not nullcontext
         with alone():
             self.study = optuna.create_study(
                 study_name=name, storage=storage, direction="minimize", load_if_exists=True
@@ -182,6 +183,9 @@ class Sweep:
             self._take_back()
             self._enter()
             if not self._trials(TrialState.WAITING):
+                if any("owner" not in trial.user_attrs for trial in self._trials(TrialState.RUNNING)):
+                    time.sleep(1.0)  # it is being claimed, or its process died just there
+                    continue
                 return None
             trial = self.study.ask()
             trial.set_user_attr("owner", [socket.gethostname(), os.getpid(), _started(os.getpid())])
@@ -229,7 +233,8 @@ class Sweep:
     def _take_back(self) -> None:
         """Fail the trials whose process is gone: their points are entered again."""
         for trial in self._trials(TrialState.RUNNING):
-            if not _alive(trial):
+            # Behind the lock no other process is between its claim and its name: one without has died there.
+            if not _alive(trial) or (self._locks and "owner" not in trial.user_attrs):
                 with suppress(ValueError, RuntimeError):  # another process was faster
                     self.study.tell(trial.number, state=TrialState.FAIL)
 
@@ -263,7 +268,8 @@ def _alive(trial: Any) -> bool:
     if host == socket.gethostname():
         return bool(_started(process) == started)
     begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
-    return time.time() - float(trial.user_attrs.get("seen", begun)) < SILENCE
+    patience = SILENCE if host else CLAIMING
+    return time.time() - float(trial.user_attrs.get("seen", begun)) < patience
 
 
 def _started(process: int) -> float | None:
