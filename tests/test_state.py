@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import warnings
 from typing import Any
@@ -234,3 +235,47 @@ def test_distributed_checkpoint_state_resumes_bit_for_bit() -> None:
     learn(whole, optimizer, range(3, 6))
     learn(resumed, other, range(3, 6))
     assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_a_raw_state_that_goes_over_to_the_papers_form_descends() -> None:
+    """A state of release 1.0.3 has no maximum; it is that of the G_snr it has."""
+    param = torch.nn.Parameter(torch.ones(4))
+    optimizer = SGDSaI([param], lr=0.1)
+    group = {"lr": 0.1, "momentum": 0.9, "eps": 1e-8, "weight_decay": 0.0, "params": [0]}
+    state = {"momentum_buffer": torch.ones(4), "gsnr": 3.0}
+    optimizer.load_state_dict({"state": {0: state}, "param_groups": [group]})
+    optimizer.param_groups[0]["normalize"] = True
+    param.grad = torch.ones(4)
+    optimizer.step()
+    torch.testing.assert_close(param.detach(), torch.full((4,), 0.9))
+    optimizer.param_groups[0]["normalize"] = "rms"
+    with pytest.raises(ValueError, match="normalize: 'rms' divides by a number that this state lacks"):
+        optimizer.step()
+
+
+def test_a_rule_that_is_an_object_is_saved_by_its_class() -> None:
+    param = torch.nn.Parameter(torch.ones(4))
+    optimizer = SGDSaI([param], scale=functools.partial(max, 1.0, key=lambda _: 1.0))
+    assert optimizer.state_dict()["param_groups"][0]["scale"] == "functools.partial"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"lr": -1}, "lr: given -1"), ({"split": 4}, "split: given 4")]
+)
+def test_a_group_of_one_tensor_is_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SGDSaI([{"params": torch.nn.Parameter(torch.ones(6)), **options}])
+
+
+def test_eight_bits_under_another_default_dtype() -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        param = torch.nn.Parameter(torch.ones(64, 64))
+        optimizer = SGDSaI([param], state_dtype="8bit")
+        param.grad = torch.randn(64, 64)
+        optimizer.step()
+        optimizer.step()
+        assert optimizer.state[param]["momentum_absmax"].dtype == torch.float32
+    finally:
+        torch.set_default_dtype(before)

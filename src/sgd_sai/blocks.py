@@ -115,10 +115,15 @@ def unlatched_blocks(group: Group, work: Work) -> Iterator[list[Waiting]]:
 def scales_of(raws: Sequence[float], group: Group) -> list[float]:
     """What multiplies lr for blocks: G̃, or G_snr where the group is not normalised; 0 while unlatched."""
     normalize = group["normalize"]
+    by = gsnr.divisor(normalize, group)
+    if by <= 0 and any(raw != UNLATCHED for raw in raws):
+        raise ValueError(
+            f"normalize: {normalize!r} divides by a number that this state lacks, as it was saved before "
+            "there was one; allowed: the form in which it was saved"
+        )
     if normalize is True:
         largest = group["gsnr_max"]
         return [0.0 if raw == UNLATCHED else gsnr.scale(raw, largest) for raw in raws]
-    by = gsnr.divisor(normalize, group)
     return [0.0 if raw == UNLATCHED else raw / by for raw in raws]
 
 

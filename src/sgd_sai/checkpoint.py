@@ -29,7 +29,8 @@ def portable(state_dict: dict[str, Any]) -> dict[str, Any]:
     """`state_dict` with scale rules replaced by their names, so that any checkpoint format takes it."""
     for group in state_dict["param_groups"]:
         if callable(group["scale"]):
-            group["scale"] = f"{group['scale'].__module__}.{group['scale'].__qualname__}"
+            rule = group["scale"] if hasattr(group["scale"], "__qualname__") else type(group["scale"])
+            group["scale"] = f"{rule.__module__}.{rule.__qualname__}"
         elif is_given(group["scale"]):
             group["scale"] = "given by name"
     return state_dict
@@ -70,6 +71,10 @@ def fitted(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any
                     state[number] = _fitted_state(state[number], param, old)
                 except ValueError as error:
                     raise ValueError(f"state_dict: {name_of(group, index)}: {error}") from None
+    raws = [entries[key] for entries in state.values() for key in entries if key.startswith("gsnr")]
+    for completed in saved:
+        if completed["gsnr_max"] == UNLATCHED:  # release 1.0.3 keeps none
+            completed["gsnr_max"] = max(raws, default=UNLATCHED)
     return {**state_dict, "state": state, "param_groups": saved}
 
 

@@ -177,8 +177,9 @@ class SGDSaI(Optimizer):
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group; its blocks latch at their first gradient. Raises as the constructor does."""
-        if isinstance(param_group, dict) and not isinstance(param_group.get("params"), Tensor | set):
-            param_group = {**param_group, "params": list(param_group["params"])}
+        if isinstance(param_group, dict) and not isinstance(param_group.get("params"), set):
+            given = param_group["params"]
+            param_group = {**param_group, "params": [given] if isinstance(given, Tensor) else list(given)}
             check_options({**self.defaults, **param_group})
             check_params(param_group, self.defaults, self.param_groups, self.process_group)
         super().add_param_group(param_group)
@@ -229,7 +230,9 @@ class SGDSaI(Optimizer):
         for group, work in moving:
             work.lr = group["lr"]
             if compiling and not isinstance(work.lr, Tensor):
-                work.lr = torch.tensor(work.lr)  # a float would be compiled in, and again for each value
+                work.lr = torch.tensor(
+                    work.lr, dtype=torch.float64, device="cpu"
+                )  # a float would be compiled in, and again for each value
             work.amp = {key: getattr(self, key, None) for key in ("grad_scale", "found_inf")}
             work.cache = self._tables.setdefault((id(group["params"][0]), len(work.columns[0])), {})
         return moving

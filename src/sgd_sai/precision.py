@@ -69,7 +69,7 @@ def create_momentum(
     order = torch.preserve_format if split == 1 else torch.contiguous_format
     state["momentum_buffer"] = torch.zeros_like(real, dtype=torch.int8, memory_format=order)
     scales = split * -(-real.numel() // split // BLOCK)
-    state["momentum_absmax"] = torch.zeros(scales, device=param.device)
+    state["momentum_absmax"] = torch.zeros(scales, dtype=torch.float32, device=param.device)
 
 
 def round_to(θ: Tensor, exact: Tensor, rounding: str, compensation: Tensor | None) -> None:
