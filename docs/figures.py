@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from pathlib import Path
@@ -28,9 +27,7 @@ def speed() -> bytes:
     drawing = Figure(figsize=(9.0, 2.1), dpi=160, layout="constrained")
     for axes, record in zip(drawing.subplots(1, 2), records, strict=True):
         _bars(axes, record)
-    content = io.BytesIO()
-    drawing.savefig(content, format="png", metadata={"Software": None})
-    return content.getvalue()
+    return figure.png(drawing)
 
 
 def _bars(axes: Any, record: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sgd_sai.lab import cells, tuned
 from sgd_sai.lab.optimizers import OPTIMIZERS
@@ -30,24 +31,32 @@ def table(*rows: list[str]) -> str:
 def outcome() -> str:
     """What the study found, a row a task."""
     tasks = by_task(read_runs([STUDY]))
-    labels = [OPTIMIZERS[name].label for name in ("sgd-sai", "adamw", "sgd")]
+    names = ("sgd-sai", "adamw", "sgd")
+    labels = [OPTIMIZERS[name].label for name in names]
     rows = [["held out, mean of five seeds", *labels, "SGD-SaI − AdamW, 95 % interval", "their lr"]]
     for task in tasks:
         title = f"{task.about['title']}, {task.about['metric'].removeprefix('val_')}"
-        ours = task.best("sgd-sai")
-        assert ours is not None
-        shown = [task.best(name) for name in ("sgd-sai", "adamw", "sgd")]
-        means, rates = zip(*((task.shown_mean(row), f"{row.lr:g}") for row in shown if row), strict=True)
-        rows.append([title, *means, cells.difference(task, ours), " · ".join(rates)])
+        shown = [row for name in names if (row := task.best(name))]
+        means, rates = zip(*((task.shown_mean(row), f"{row.lr:g}") for row in shown), strict=True)
+        rows.append([title, *means, cells.difference(task, shown[0]), " · ".join(rates)])
     return table(*rows).replace("\u00a0", " ")
+
+
+def speeds() -> dict[str, dict[str, Any]]:
+    """The records of `make bench` by their files' names."""
+    return {file.stem: json.loads(file.read_text()) for file in sorted(SPEED.glob("*.json"))}
+
+
+def threads(record: dict[str, Any]) -> str:
+    """On how many threads it ran."""
+    return f"{record['threads']} thread{'s' if record['threads'] > 1 else ''}"
 
 
 def speed() -> str:
     """A step on GPT-2 small next to the floor, to other optimizers, and where the goal is missed."""
-    records = {file.stem: json.loads(file.read_text()) for file in sorted(SPEED.glob("*.json"))}
-    large, tiny = records["gpt2-cpu-2"], records["tiny-cpu-1"]
+    large, tiny = speeds()["gpt2-cpu-2"], speeds()["tiny-cpu-1"]
     floor = {name: f"{row['times_floor']:.2f}" for name, row in large["rows"].items()}
-    where = f"CPU, {large['threads']} threads, {large['machine']['processor']}, {large['date'][:10]}"
+    where = f"CPU, {threads(large)}, {large['machine']['processor']}, {large['date'][:10]}"
     said = (
         f"A step on GPT-2 small takes {floor['sgd-sai']} × as long as additions of as many bytes, torch's "
         f"fused AdamW {floor['adamw-fused']} ×, release 1.0.3 {floor['release']} × ({where}, `make bench`). "
@@ -69,26 +78,19 @@ def goals() -> str:
         ]
     ]
     rows.append(["**goal**", "≤ 1.05", "≥ 2", "> 1", "as near 1 as can be"])
-    for file in sorted(SPEED.glob("*.json")):
-        record = json.loads(file.read_text())
+    for record in speeds().values():
         of = {name: row["times_sgd_fused"] for name, row in record["rows"].items()}
         ours = of["sgd-sai"]
-        threads = f"{record['threads']} thread{'s' if record['threads'] > 1 else ''}"
-        cells = [
-            ours,
-            of["release"] / ours,
-            of["adamw-fused"] / ours,
-            record["rows"]["sgd-sai"]["times_floor"],
-        ]
-        rows.append([f"{record['model']}, {threads}", *(f"{cell:.2f}" for cell in cells)])
+        of_floor = record["rows"]["sgd-sai"]["times_floor"]
+        ratios = (ours, of["release"] / ours, of["adamw-fused"] / ours, of_floor)
+        rows.append([f"{record['model']}, {threads(record)}", *(f"{ratio:.2f}" for ratio in ratios)])
     return table(*rows)
 
 
 def times() -> str:
     """Every record of `make bench`, contender by contender."""
     parts = []
-    for file in sorted(SPEED.glob("*.json")):
-        record = json.loads(file.read_text())
+    for record in speeds().values():
         rows = [["one step", "ms", "quartiles", "× floor", "× SGD (fused)"]]
         for row in sorted(record["rows"].values(), key=lambda row: row["ms"]):
             low, high = row["ms_quartiles"]
@@ -96,9 +98,8 @@ def times() -> str:
             rows.append([row["label"], f"{row['ms']:.2f}", f"{low:.2f} – {high:.2f}", *ratios])
         rows += [[absent["label"], absent["why"], "", "", ""] for absent in record["absent"].values()]
         title = f"{record['model']}: {record['parameters']:,} parameters, {record['tensors']} tensors"
-        plural = "s" if record["threads"] > 1 else ""
         parts.append(
-            f"### {title}, {record['dtype']}, {record['threads']} thread{plural}\n\n{table(*rows)}\n\n"
+            f"### {title}, {record['dtype']}, {threads(record)}\n\n{table(*rows)}\n\n"
             f"Floor {record['floor_ms']:.2f} ms. {record['rounds']} rounds, "
             f"{record['machine']['processor']}, torch {record['versions']['torch']}, "
             f"{record['date'][:10]}: `{record['command']}`"

@@ -91,12 +91,13 @@ def plain_columns(group: Group, states: Mapping[Tensor, dict[str, Any]]) -> Colu
     raws = [state.get("gsnr", UNLATCHED) for state in of_params]
     if UNLATCHED in raws:
         return None
-    momenta: list[Any] = [None] * len(params)
-    if group["momentum"] == 0 and any(map(is_spread, params)):
-        return None
     if group["momentum"] != 0:  # laid out as its parameter; one of 8 bits is of integers
-        momenta = [state.get("momentum_buffer") for state in of_params]
-    tensors = grads if group["momentum"] == 0 else grads + momenta
+        momenta: list[Any] = [state.get("momentum_buffer") for state in of_params]
+        tensors = grads + momenta
+    elif any(map(is_spread, params)):
+        return None
+    else:
+        momenta, tensors = [None] * len(params), grads
     if set(map(type, tensors)) != {Tensor} or {grad.layout for grad in grads} != {torch.strided}:
         return None
     if not all(dtype.is_floating_point for dtype in {tensor.dtype for tensor in tensors}):
@@ -122,8 +123,7 @@ def scales_of(raws: Sequence[float], group: Group) -> list[float]:
             "there was one; allowed: the form in which it was saved"
         )
     if normalize is True:
-        largest = group["gsnr_max"]
-        return [0.0 if raw == UNLATCHED else gsnr.scale(raw, largest) for raw in raws]
+        return [0.0 if raw == UNLATCHED else gsnr.scale(raw, by) for raw in raws]
     return [0.0 if raw == UNLATCHED else raw / by for raw in raws]
 
 

@@ -230,9 +230,8 @@ class SGDSaI(Optimizer):
         for group, work in moving:
             work.lr = group["lr"]
             if compiling and not isinstance(work.lr, Tensor):
-                work.lr = torch.tensor(
-                    work.lr, dtype=torch.float64, device="cpu"
-                )  # a float would be compiled in, and again for each value
+                # A float would be compiled in, and again for each value.
+                work.lr = torch.tensor(work.lr, dtype=torch.float64, device="cpu")
             work.amp = {key: getattr(self, key, None) for key in ("grad_scale", "found_inf")}
             work.cache = self._tables.setdefault((id(group["params"][0]), len(work.columns[0])), {})
         return moving
@@ -348,7 +347,8 @@ class SGDSaI(Optimizer):
             grad = param.grad
             if grad is None:
                 continue
-            check_dense(name_of(group, index), grad)
+            if grad.layout != torch.strided:
+                check_dense([(name_of(group, index), grad)])
             grad = laid_out_as(grad, param)
             state = self.state[param]
             if not state:

@@ -32,13 +32,14 @@ def name_of(group: Group, index: int) -> str:
     return f"parameter {index} of its group, of shape {tuple(group['params'][index].shape)}"
 
 
-def check_dense(name: str, grad: Tensor) -> None:
-    """Raise for a sparse gradient, of which no g-SNR is defined."""
-    if grad.layout != torch.strided:
-        raise ValueError(
-            f"{name}: its gradient is sparse ({grad.layout}); allowed: dense, which nn.Embedding gives with "
-            "sparse=False"
-        )
+def check_dense(named: Iterable[tuple[str, Tensor | None]]) -> None:
+    """Raise for the first sparse gradient, of which no g-SNR is defined, by its parameter's name."""
+    for name, grad in named:
+        if grad is not None and grad.layout != torch.strided:
+            raise ValueError(
+                f"{name}: its gradient is sparse ({grad.layout}); allowed: dense, which nn.Embedding gives "
+                "with sparse=False"
+            )
 
 
 def is_given(scale: object) -> bool:

@@ -52,8 +52,7 @@ def measure_scales(
         )
     grads = torch.autograd.grad(value, list(named.values()), allow_unused=True)
     found = [torch.zeros_like(p) if g is None else g for p, g in zip(named.values(), grads, strict=True)]
-    for name, gradient in zip(named, found, strict=True):
-        check_dense(f"parameter {name!r}", gradient)
+    check_dense((f"parameter {name!r}", gradient) for name, gradient in zip(named, found, strict=True))
     moments = dict(zip(named, gsnr.measure([[gradient] for gradient in found]), strict=True))
     guessed = [name for name, of_block in moments.items() if not of_block.measurable]
     if guessed:

@@ -124,9 +124,7 @@ def measure_blocks(
     """
     pairs = model.named_parameters() if isinstance(model, nn.Module) else model
     named = [(name, param) for name, param in pairs if param.requires_grad]
-    for name, param in named:
-        if param.grad is not None:
-            check_dense(f"parameter {name!r}", param.grad)
+    check_dense((f"parameter {name!r}", param.grad) for name, param in named)
     moments = gsnr.measure([[] if param.grad is None else [param.grad] for _, param in named])
     blocks = []
     for (name, param), of_block in zip(named, moments, strict=True):

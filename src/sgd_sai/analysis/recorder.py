@@ -100,8 +100,7 @@ class GSNRRecorder:
             A row for each block: step, block, gsnr, norm (‖g‖₂), sigma (σ).
         """
         present = [(name, param.grad) for name, param in self.named if param.grad is not None]
-        for name, grad in present:
-            check_dense(f"parameter {name!r}", grad)
+        check_dense((f"parameter {name!r}", grad) for name, grad in present)
         moments = gsnr.measure([[grad] for _, grad in present])
         rows = [
             {

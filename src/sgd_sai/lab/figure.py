@@ -39,22 +39,31 @@ def draw(tasks: Sequence[TaskSummary]) -> dict[str, bytes]:
 
 def _drawn(panels: Sequence[_Panel]) -> bytes:
     """The panels side by side in rows, with one legend, as the bytes of a PNG."""
-    across = min(len(panels), _ACROSS)
-    down = math.ceil(len(panels) / across)
-    figure = Figure(figsize=(3.9 * across, 3.2 * down + 0.3), dpi=160, layout="constrained")
-    places = list(figure.subplots(down, across, squeeze=False).flat)
-    for axes, panel in zip(places, panels, strict=False):
+    figure, places = in_rows(len(panels), (3.9, 3.2), dpi=160, below=0.3)
+    for axes, panel in zip(places, panels, strict=True):
         panel(axes)
-    for axes in places[len(panels) :]:
-        axes.remove()
     keys = {
-        label: line
-        for axes in places[: len(panels)]
-        for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        label: line for axes in places for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     if keys:
-        columns = min(len(keys), 2 * across)
+        columns = min(len(keys), 2 * min(len(panels), _ACROSS))
         figure.legend(keys.values(), keys.keys(), loc="outside lower center", ncols=columns, frameon=False)
+    return png(figure)
+
+
+def in_rows(count: int, size: tuple[float, float], dpi: int, below: float = 0.0) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels of a size in inches, three in a row, with room `below` them all."""
+    across = min(count, _ACROSS)
+    down = math.ceil(count / across)
+    figure = Figure(figsize=(size[0] * across, size[1] * down + below), dpi=dpi, layout="constrained")
+    places = list(figure.subplots(down, across, squeeze=False).flat)
+    for axes in places[count:]:
+        axes.remove()
+    return figure, places[:count]
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as the bytes of a PNG, which do not say what drew it."""
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})
     return content.getvalue()

@@ -35,6 +35,7 @@ from sgd_sai.lab.records import (
     MetricsFile,
     Record,
     RunConfig,
+    locked,
     write_aside,
 )
 from sgd_sai.lab.tasks import ALL, Problem, Task
@@ -108,6 +109,12 @@ def train(config: RunConfig, folder: Path, tuning: dict[str, Any] | None, watch:
     Raises:
         KeyboardInterrupt: the record says "interrupted" then, and resuming goes on.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock"):  # a process whose parent was killed may still be in its last step
+        return _train(config, folder, tuning, watch)
+
+
+def _train(config: RunConfig, folder: Path, tuning: dict[str, Any] | None, watch: Watcher) -> Record:
     begun = provenance.now()
     if (folder / RUN).exists():
         held = Record.read(folder)
@@ -138,7 +145,6 @@ def train(config: RunConfig, folder: Path, tuning: dict[str, Any] | None, watch:
         command=provenance.command(),
         date=begun,
     )
-    folder.mkdir(parents=True, exist_ok=True)
     record.write(folder)
     run = _Running(config, folder, problem, model, optimizer, task)
     try:

@@ -121,14 +121,19 @@ def _begin_worker(steps: Any, stop: Any, parent: int) -> None:
 _channel: tuple[Any, Any, int]
 
 
+def end_without(parent: int) -> None:
+    """End this process if its parent is gone: another may go on with its run."""
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def _train(plan: Plan) -> Record:
-    """One run, in a process of its own, which ends with its parent: another may go on with the run."""
+    """One run, in a process of its own, which ends with its parent."""
     config, folder, tuning = plan
     steps, stop, parent = _channel
 
     def watch(step: int, loss: float, lr: float) -> None:
-        if os.getppid() != parent:
-            os._exit(1)
+        end_without(parent)
         if stop.is_set():
             raise KeyboardInterrupt
         steps.put((str(folder), step, loss, lr))

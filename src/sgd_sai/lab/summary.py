@@ -12,6 +12,7 @@ from functools import cached_property
 from statistics import mean, median, stdev
 from typing import Any
 
+from sgd_sai.lab import tuned
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import BlockGSNR, Run, RunConfig
 
@@ -97,7 +98,7 @@ class Row:
     @property
     def on_edge(self) -> bool:
         """True if no smaller or no larger learning rate was tried."""
-        return self.tuning is not None and not min(self.tuning["grid"]) < self.lr < max(self.tuning["grid"])
+        return self.tuning is not None and tuned.on_edge(self.lr, self.tuning["grid"])
 
 
 @dataclass(frozen=True)

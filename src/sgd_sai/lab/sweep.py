@@ -8,15 +8,14 @@ each, one process claims points and tells results, and `--jobs` others train.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -31,8 +30,8 @@ from rich.console import Console
 
 from sgd_sai.cli import CommandError
 from sgd_sai.lab import arguments, provenance, runner, sweep_page
-from sgd_sai.lab.records import Record, RunConfig, read_runs, write_aside
-from sgd_sai.lab.study import outcome
+from sgd_sai.lab.records import Record, RunConfig, locked, read_runs, write_aside
+from sgd_sai.lab.study import end_without, outcome
 from sgd_sai.lab.tasks import ALL
 
 Point = tuple[float, float]  # lr, weight decay
@@ -196,10 +195,8 @@ class Sweep:
                 continue
             point = trial.suggest_float("lr", 0.0, LARGEST), trial.suggest_float("weight_decay", 0.0, LARGEST)
             twins = [other for other in self._trials(*HELD) if _point(other) == point]
-            if (
-                min(twins, key=lambda other: (other.state != TrialState.COMPLETE, other.number)).number
-                == trial.number
-            ):
+            first = min(twins, key=lambda other: (other.state != TrialState.COMPLETE, other.number))
+            if first.number == trial.number:
                 return trial, point
             self.study.tell(trial, state=TrialState.FAIL)
 
@@ -246,15 +243,10 @@ class Sweep:
                 self.study.enqueue_trial({"lr": lr, "weight_decay": decay})
 
 
-@contextmanager
-def _alone(url: str) -> Iterator[None]:
+def _alone(url: str) -> AbstractContextManager[None]:
     """Keep other processes out of a SQLite file, whose transactions begin too late to do so."""
-    if not url.startswith("sqlite:///"):
-        yield
-        return
-    with open(url.removeprefix("sqlite:///") + ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    file = url.removeprefix("sqlite:///")
+    return nullcontext() if file == url else locked(Path(file + ".lock"))
 
 
 def _point(trial: Any) -> Point:
@@ -357,16 +349,8 @@ def _check_resumable(config: RunConfig, axes: Axes, out: Path) -> None:
 
 
 def _train(config: RunConfig, folder: Path, parent: int) -> Record:
-    """One run, in a process of its own, which ends with its parent: another may go on with the run."""
-
-    def watch(step: int, loss: float, lr: float) -> None:
-        if os.getppid() != parent:
-            os._exit(1)
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a process whose parent was killed may still be in its last step
-        return runner.train(config, folder, None, watch)
+    """One run, in a process of its own, which ends with its parent."""
+    return runner.train(config, folder, None, lambda *_: end_without(parent))
 
 
 def _decay(given: str) -> float:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 import plotly.graph_objects as go
-from matplotlib.figure import Figure
 from plotly.offline import get_plotlyjs
 
+from sgd_sai.lab.figure import in_rows, png
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import Run
-
-_ACROSS = 3  # heat maps beside each other in a PNG
 
 
 @dataclass(frozen=True)
@@ -167,14 +163,9 @@ def figure(runs: Sequence[Run]) -> bytes:
         for metric in {grid.metric for grid in found}
         if (values := [value for grid in found if grid.metric == metric for value in grid.numbers])
     }
-    across = min(_ACROSS, len(found))
-    down = math.ceil(len(found) / across)
     paper = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 2}  # under the numbers
-    drawing = Figure(figsize=(5.0 * across, 3.6 * down), dpi=150, layout="constrained")
-    places = list(drawing.subplots(down, across, squeeze=False).flat)
-    for axes in places[len(found) :]:
-        axes.remove()
-    for axes, grid in zip(places, found, strict=False):
+    drawing, places = in_rows(len(found), (5.0, 3.6), dpi=150)
+    for axes, grid in zip(places, found, strict=True):
         numbers = [[float("nan") if value is None else value for value in row] for row in grid.found]
         colours = "viridis" if grid.metric == "val_accuracy" else "viridis_r"
         low, high = ranges.get(grid.metric, (0.0, 1.0))
@@ -187,6 +178,4 @@ def figure(runs: Sequence[Run]) -> bytes:
             for column, value in enumerate(line):
                 shown = "–" if value is None else f"{value:.3g}"
                 axes.text(column, row, shown, ha="center", va="center", fontsize=8, bbox=paper)
-    content = io.BytesIO()
-    drawing.savefig(content, format="png", metadata={"Software": None})
-    return content.getvalue()
+    return png(drawing)

@@ -34,11 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tuned", metavar="FILE", type=Path, default=Path("tuned.json"), help="where to enter the result"
     )
-    parser.add_argument(
-        "--missing",
-        action="store_true",
-        help="search only for what FILE lacks",
-    )
+    parser.add_argument("--missing", action="store_true", help="search only for what FILE lacks")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -108,7 +104,11 @@ def equalise(path: Path, task: str, optimizers: list[str], train: Callable[[str,
     while True:
         entries = {optimizer: tuned.read(path)[task][optimizer] for optimizer in optimizers}
         most = max(len(entry["points"]) for entry in entries.values())
-        short = [name for name, entry in entries.items() if len(entry["points"]) < most or _on_edge(entry)]
+        short = [
+            name
+            for name, entry in entries.items()
+            if len(entry["points"]) < most or tuned.on_edge(entry["lr"], entry["grid"])
+        ]
         if not short or trials > WIDEST * len(optimizers):
             return
         for optimizer in short:
@@ -123,16 +123,12 @@ def following(best: float, grid: list[float]) -> float:
 
     The nearest to the best inside the grid; beyond its ends where there is none inside.
     """
-    if best in (min(grid), max(grid)):
+    if tuned.on_edge(best, grid):
         return rate(best, -1 if best == min(grid) else 1)
     # A quarter-decade twice is half a decade up to the three digits that are kept.
     rates = [rate(best, sign * quarter / 2) for quarter in range(1, 4 * WIDEST) for sign in (1, -1)]
     free = [lr for lr in rates if all(abs(math.log10(lr / other)) > 1 / 8 for other in grid)]
     return next((lr for lr in free if min(grid) < lr < max(grid)), free[0])
-
-
-def _on_edge(entry: dict[str, Any]) -> bool:
-    return entry["lr"] in (min(entry["grid"]), max(entry["grid"]))
 
 
 def _entry(records: list[Record]) -> dict[str, Any]:

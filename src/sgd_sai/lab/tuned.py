@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: not a file of tuned learning rates ({error})") from None
     return dict(entries)
+
+
+def on_edge(lr: float, grid: Sequence[float]) -> bool:
+    """True if no smaller or no larger learning rate is in the grid."""
+    return not min(grid) < lr < max(grid)
 
 
 def enter(path: Path, task: str, optimizer: str, entry: dict[str, Any]) -> None:
