@@ -28,10 +28,13 @@ def measure(g: np.ndarray, options: dict) -> float:
 
 
 class NumpySaI:
-    """`groups` is a list of (arrays, options); arrays are updated in place, blocks are arrays or parts."""
+    """`groups` is a list of (arrays, options); arrays are updated in place, blocks are arrays or parts.
+
+    A complex array is given as pairs of reals, along a last dimension of 2.
+    """
 
     def __init__(self, groups: list[tuple[list[np.ndarray], dict]]) -> None:
-        self.G_max = None
+        self.G_max = self.G_rms = None
         self.groups = [
             [
                 [Block(part, o) for part in np.split(a, o["split"])] if o["split"] > 1 else [Block(a, o)]
@@ -42,17 +45,33 @@ class NumpySaI:
 
     def step(self, grads: list[list[np.ndarray | None]]) -> None:
         present = []
+        first, rests = {}, set()
+        measured = []  # (G, gradient) of what is one block to the scales
         for group, group_grads in zip(self.groups, grads, strict=True):
+            here = []
             for blocks, grad in zip(group, group_grads, strict=True):
                 if grad is not None:
                     parts = np.split(grad, len(blocks)) if len(blocks) > 1 else [grad]
-                    present += zip(blocks, parts, strict=True)
-        first = {}
-        for block, g in present:
-            if block.G is None and np.isfinite(g).all() and (g != 0).any():
-                first[id(block)] = measure(g, block.options)
+                    here += zip(blocks, parts, strict=True)
+            present += here
+            waiting = [(block, g) for block, g in here if block.G is None]
+            units = [[pair] for pair in waiting]
+            if waiting and waiting[0][0].options["blocks"] == "group":
+                units = [waiting]
+            known = [block.G for blocks in group for block in blocks if block.G is not None]
+            for unit in units:
+                g = np.concatenate([g.reshape(-1) for _, g in unit])
+                if not np.isfinite(g).all():
+                    rests |= {id(block) for block, _ in unit}
+                elif (g != 0).any():
+                    options = unit[0][0].options
+                    G = known[0] if known and options["blocks"] == "group" else measure(g, options)
+                    measured.append((G, g))
+                    first |= {id(block): G for block, _ in unit}
         if first and self.G_max is None:
             self.G_max = max(first.values())
+            total = sum(G**2 * (g**2).sum() for G, g in measured)
+            self.G_rms = np.sqrt(total / sum((g != 0).sum() for _, g in measured))
         for block, g in present:
             o = block.options
             if o["maximize"]:
@@ -63,14 +82,16 @@ class NumpySaI:
                     block.m = None
                     continue
                 block.m[...] = g
-            elif block.G is None and not np.isfinite(g).all():
+            elif id(block) in rests:
                 continue
             elif block.m is None:
                 block.m = np.array(g)
             else:
                 block.m[...] = o["momentum"] * block.m + (1 - o["momentum"]) * g
             scale = 0.0 if block.G is None else block.G
-            if o["normalize"] and block.G is not None:
+            if o["normalize"] == "rms" and block.G is not None:
+                scale = scale / self.G_rms
+            elif o["normalize"] and block.G is not None:
                 scale = min(scale / self.G_max, 1.0)
             block.theta[...] -= o["lr"] * o["weight_decay"] * block.theta
             block.theta[...] -= o["lr"] * scale * block.m

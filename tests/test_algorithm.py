@@ -13,8 +13,10 @@ from torch import nn
 
 from numpy_sai import NumpySaI
 from sgd_sai import SGD_sai, SGDSaI
+from sgd_sai.gsnr import as_real
 
 DTYPES = {torch.float64: 1e-11, torch.float32: 2e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
+DTYPES |= {torch.complex128: 1e-11, torch.complex64: 2e-6}
 
 options = st.fixed_dictionaries(
     {
@@ -23,16 +25,28 @@ options = st.fixed_dictionaries(
         "eps": st.sampled_from([0.0, 1e-8, 1e-3, 0.5]),
         "weight_decay": st.sampled_from([0.0, 1e-3, 0.3]),
         "maximize": st.booleans(),
-        "normalize": st.booleans(),
+        "normalize": st.sampled_from([False, True, "rms"]),
         "unbiased": st.booleans(),
-        "measure_first": st.booleans(),
         "scale": st.sampled_from(["gsnr", "sqrt_d"]),
-        "split": st.just(1),
     }
+)
+#: What cannot be had together: (split, blocks, measure_first).
+cuts = st.sampled_from(
+    [(1, "tensor", False), (1, "tensor", True), (1, "group", False), (1, "group", True), (2, "tensor", False)]
 )
 #: The ways to compute a step: the for-loop, torch's multi-tensor operations, the fused kernel.
 ways = st.sampled_from([{"foreach": False, "fused": False}, {"foreach": True}, {"fused": True}])
 shapes = st.lists(st.lists(st.integers(1, 5), max_size=3).map(tuple), min_size=1, max_size=3)
+
+
+@st.composite
+def parameter_groups(draw: st.DrawFn) -> tuple[list[tuple[int, ...]], dict]:
+    of_group, (split, blocks, measure_first) = draw(shapes), draw(cuts)
+    if split > 1:  # it must divide the first dimension
+        of_group = [(split * (shape[0] if shape else 1), *shape[1:]) for shape in of_group]
+    return of_group, {**draw(options), "split": split, "blocks": blocks, "measure_first": measure_first}
+
+
 #: What a parameter's gradient is at a step.
 fates = st.sampled_from(
     ["normal", "normal", "normal", "none", "zero", "constant", "nan-until-latched", "tiny"]
@@ -57,13 +71,20 @@ def draw_gradient(fate: str, theta: np.ndarray, rng: np.random.Generator, latche
 @given(data=st.data())
 def test_equals_numpy(dtype: torch.dtype, data: st.DataObject) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32), label="seed"))
-    drawn = data.draw(st.lists(st.tuples(shapes, options), min_size=1, max_size=3), label="groups")
+    drawn = data.draw(st.lists(parameter_groups(), min_size=1, max_size=3), label="groups")
+    pair = (2,) if dtype.is_complex else ()  # NumPy is given complex numbers as pairs of reals
+
+    def tensor(x: np.ndarray) -> torch.Tensor:
+        return (torch.view_as_complex(torch.tensor(x)) if pair else torch.tensor(x)).to(dtype)
+
+    def array(x: torch.Tensor) -> np.ndarray:
+        return as_real(x.detach()).double().numpy()
 
     def rounded(x: np.ndarray) -> np.ndarray:
-        return torch.tensor(x).to(dtype).double().numpy()
+        return array(tensor(x))
 
-    groups = [([rounded(rng.normal(size=s)) for s in of_group], o) for of_group, o in drawn]
-    params = [[nn.Parameter(torch.tensor(a).to(dtype)) for a in arrays] for arrays, _ in groups]
+    groups = [([rounded(rng.normal(size=(*s, *pair))) for s in of_group], o) for of_group, o in drawn]
+    params = [[nn.Parameter(tensor(a)) for a in arrays] for arrays, _ in groups]
     expected = NumpySaI(groups)
     way = data.draw(ways, label="way")
     optimizer = SGDSaI([{"params": p, **o} for p, (_, o) in zip(params, groups, strict=True)], **way)
@@ -80,7 +101,7 @@ def test_equals_numpy(dtype: torch.dtype, data: st.DataObject) -> None:
                 grads[-1].append(None if g is None else rounded(g))
         for of_group, gs in zip(params, grads, strict=True):
             for p, g in zip(of_group, gs, strict=True):
-                p.grad = None if g is None else torch.tensor(g).to(dtype)
+                p.grad = None if g is None else tensor(g)
         expected.step(grads)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of blocks that are still unlatched
@@ -90,16 +111,18 @@ def test_equals_numpy(dtype: torch.dtype, data: st.DataObject) -> None:
             for a, p in zip(arrays, of_group, strict=True):
                 # Raw scales reach 5 · 5 · 5, so an error is relative to the largest thing added so far.
                 size = max(1.0, np.abs(a).max()) * (1 + o["lr"] * 125)
-                np.testing.assert_allclose(p.detach().double().numpy(), a, rtol=0, atol=tolerance * size)
+                np.testing.assert_allclose(array(p), a, rtol=0, atol=tolerance * size)
                 a[...] = rounded(a) if dtype in (torch.bfloat16, torch.float16) else a
                 if dtype in (torch.bfloat16, torch.float16):
                     p.data.copy_(torch.tensor(a))  # a rounding that fell the other way must not add up
         if expected.G_max is not None:
             assert optimizer.param_groups[0]["gsnr_max"] == pytest.approx(expected.G_max, rel=1e-9)
         for blocks, of_group in zip(expected.groups, params, strict=True):
-            for (block,), p in zip(blocks, of_group, strict=True):
-                raw = optimizer.state[p].get("gsnr", -1.0)
-                assert raw == (-1.0 if block.G is None else pytest.approx(block.G, rel=1e-9))
+            for of_param, p in zip(blocks, of_group, strict=True):
+                keys = ["gsnr"] if len(of_param) == 1 else [f"gsnr_{part}" for part in range(len(of_param))]
+                for key, block in zip(keys, of_param, strict=True):
+                    raw = optimizer.state[p].get(key, -1.0)
+                    assert raw == (-1.0 if block.G is None else pytest.approx(block.G, rel=1e-9))
 
 
 @pytest.mark.parametrize("shape", [(6,), (6, 4), (6, 2, 3)])
@@ -114,7 +137,7 @@ def test_split_blocks_equal_numpy(shape: tuple[int, ...]) -> None:
         "maximize": False,
         "normalize": True,
     }
-    opts |= {"unbiased": False, "measure_first": False, "scale": "gsnr", "split": 3}
+    opts |= {"unbiased": False, "measure_first": False, "scale": "gsnr", "split": 3, "blocks": "tensor"}
     a = rng.normal(size=shape)
     p = nn.Parameter(torch.tensor(a))
     expected, optimizer = NumpySaI([([a], opts)]), SGDSaI([{"params": [p], **opts}])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from sgd_sai import UNLATCHED, SGDSaI
+from sgd_sai import UNLATCHED, SGDSaI, gsnr
 
 
 def parameters(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
@@ -45,6 +47,31 @@ def test_zero_first_gradient_latches_later() -> None:
     assert optimizer.state[a]["gsnr"] == pytest.approx(raw, rel=1e-6)
     largest = optimizer.state[b]["gsnr"]
     torch.testing.assert_close(a.detach(), before - 0.1 * raw / largest * g)
+
+
+def test_an_empty_parameter_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no g-SNR and needs none: no warning, and no later step measures."""
+    full, empty = params = parameters((4, 3), (0, 3))
+    optimizer = SGDSaI(params, lr=0.1, blocks="group")
+    give(params, seed=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+    assert optimizer.state[full]["gsnr"] == optimizer.param_groups[0]["gsnr_max"] > 1.5
+    monkeypatch.setattr(gsnr, "measure", lambda blocks: pytest.fail("measured") if blocks else [])
+    give(params, seed=2)
+    optimizer.step()
+    assert optimizer.state[empty]["momentum_buffer"].shape == (0, 3)
+
+
+def test_the_warning_points_to_the_line_of_the_user() -> None:
+    p = nn.Parameter(torch.ones(3))
+    p.grad = torch.zeros(3)
+    q = nn.Parameter(torch.ones(3))
+    q.grad = torch.ones(3)
+    with pytest.warns(UserWarning, match="SGDSaI: 1 parameter") as caught:
+        SGDSaI([p, q]).step()
+    assert [Path(one.filename).name for one in caught] == [Path(__file__).name]
 
 
 def test_zero_gradient_decays_an_unlatched_block_as_algorithm_1_does() -> None:

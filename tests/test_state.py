@@ -8,6 +8,7 @@ import io
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -143,6 +144,16 @@ def of_sgd(state: dict[str, Any]) -> dict[str, Any]:
     return sgd.state_dict()
 
 
+def of_rmsprop(state: dict[str, Any]) -> dict[str, Any]:
+    """With momentum it has all options of release 1.0.3; before its first step it has no state either."""
+    return torch.optim.RMSprop(parameters(), momentum=0.9, eps=1e-8).state_dict()
+
+
+def of_muon(state: dict[str, Any]) -> dict[str, Any]:
+    matrices = [nn.Parameter(torch.ones(3, 3)) for _ in range(4)]
+    return torch.optim.Muon(matrices).state_dict()
+
+
 def fewer_parameters(state: dict[str, Any]) -> dict[str, Any]:
     state["param_groups"][0]["params"].pop()
     return state
@@ -167,6 +178,58 @@ def no_gsnr(state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
+def gsnr_of_none(state: dict[str, Any]) -> dict[str, Any]:
+    state["state"][2]["gsnr"] = None
+    return state
+
+
+def gsnr_of_many(state: dict[str, Any]) -> dict[str, Any]:
+    state["state"][2]["gsnr"] = torch.ones(3)
+    return state
+
+
+def complex_momentum(state: dict[str, Any]) -> dict[str, Any]:
+    state["state"][0]["momentum_buffer"] = torch.zeros(20, 9, dtype=torch.complex64)
+    return state
+
+
+def eight_bits_alone(state: dict[str, Any]) -> dict[str, Any]:
+    state["state"][0]["momentum_buffer"] = torch.zeros(20, 9, dtype=torch.int8)
+    return state
+
+
+def scales_alone(state: dict[str, Any]) -> dict[str, Any]:
+    state["state"][0]["momentum_absmax"] = torch.zeros(1)
+    return state
+
+
+def of_one_more(state: dict[str, Any]) -> dict[str, Any]:
+    state["state"][17] = state["state"][0]
+    return state
+
+
+def no_dict(state: dict[str, Any]) -> Any:
+    return [state]
+
+
+def no_state(state: dict[str, Any]) -> dict[str, Any]:
+    return {**state, "state": None}
+
+
+def no_entries(state: dict[str, Any]) -> dict[str, Any]:
+    state["state"][1] = 3.0
+    return state
+
+
+def no_groups(state: dict[str, Any]) -> dict[str, Any]:
+    return {**state, "param_groups": None}
+
+
+def no_params(state: dict[str, Any]) -> dict[str, Any]:
+    del state["param_groups"][0]["params"]
+    return state
+
+
 def truncated(state: dict[str, Any]) -> dict[str, Any]:
     return {"state": state["state"]}
 
@@ -174,6 +237,19 @@ def truncated(state: dict[str, Any]) -> dict[str, Any]:
 MISFITS = {
     of_adamw: "its groups|another optimizer|not those of SGDSaI",
     of_sgd: "not those of SGDSaI",
+    of_rmsprop: "'alpha'.* and no 'normalize'; it is another optimizer's",
+    of_muon: "'nesterov'.* and no 'normalize'; it is another optimizer's",
+    gsnr_of_none: "parameter 2 of its group.*gsnr is None; allowed: a number",
+    gsnr_of_many: r"parameter 2 of its group.*gsnr is a tensor of shape \(3,\)",
+    complex_momentum: "momentum_buffer is of torch.complex64, the parameter of torch.float32",
+    eight_bits_alone: "parameter 0 of its group.*lacks 'momentum_absmax'",
+    scales_alone: "parameter 0 of its group.*holds 'momentum_absmax', but no momentum in 8 bits",
+    of_one_more: r"has state of \['17'\], which are in no group",
+    no_dict: "given list; allowed: a dict",
+    no_state: "its 'state' is not a dict of dicts",
+    no_entries: "its 'state' is not a dict of dicts",
+    no_groups: "its 'param_groups' is not a list of dicts",
+    no_params: "its 'param_groups' is not a list of dicts with 'params'",
     fewer_parameters: r"groups of \[3\] parameters; the optimizer has groups of \[4\]",
     fewer_groups: r"groups of \[\] parameters",
     other_shape: r"parameter 0 of its group.*momentum_buffer is \(3, 3\), the parameter \(20, 9\)",
@@ -279,3 +355,76 @@ def test_eight_bits_under_another_default_dtype() -> None:
         assert optimizer.state[param]["momentum_absmax"].dtype == torch.float32
     finally:
         torch.set_default_dtype(before)
+
+
+def test_a_parameter_without_state_begins_anew_and_is_named() -> None:
+    """It may have been frozen when the state was saved; it may have been lost."""
+    params = parameters()
+    optimizer = SGDSaI(params)
+    steps(optimizer, params, range(4))
+    saved = optimizer.state_dict()
+    del saved["state"][1]
+    other = SGDSaI(parameters())
+    with pytest.warns(UserWarning, match="lacks 1 of the trained parameters, which begin anew: parameter 1"):
+        other.load_state_dict(saved)
+    frozen = parameters()
+    frozen[1].requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SGDSaI(frozen).load_state_dict(saved)
+
+
+@pytest.mark.parametrize("state_dtype", [None, "8bit"])
+def test_a_momentum_that_has_not_begun_resumes_bit_for_bit(state_dtype: str | None) -> None:
+    """With `measure_first` between measuring and moving, and where momentum was 0 until now."""
+
+    def train(optimizer: SGDSaI, params: list[nn.Parameter], which: range) -> None:
+        for step in which:
+            give_gradients(params, step)
+            optimizer.step()
+
+    start = [nn.Parameter(torch.randn(70, 70)), nn.Parameter(torch.randn(5))]
+    for options in ({"measure_first": True}, {"momentum": 0.0}):
+        whole = [nn.Parameter(p.detach().clone()) for p in start]
+        optimizer = SGDSaI(whole, lr=0.1, state_dtype=state_dtype, **options)
+        train(optimizer, whole, range(1))
+        optimizer.param_groups[0]["momentum"] = 0.9
+        before = copy.deepcopy(dict(optimizer.state))
+        saved = through_a_file(optimizer.state_dict())
+        assert all(
+            entries.keys() == before_.keys()
+            for entries, before_ in zip(optimizer.state.values(), before.values(), strict=True)
+        )
+        assert all("momentum_buffer" in entries for entries in saved["state"].values())
+        resumed = [nn.Parameter(p.detach().clone()) for p in whole]
+        other = SGDSaI(resumed)
+        other.load_state_dict(saved)
+        train(optimizer, whole, range(1, 4))
+        train(other, resumed, range(1, 4))
+        assert all(torch.equal(p, q) for p, q in zip(whole, resumed, strict=True))
+
+
+def test_numbers_of_numpy_are_saved_as_plain_ones() -> None:
+    """A scheduler of one's own may well put them there."""
+    params = parameters()
+    optimizer = SGDSaI(params, lr=np.float64(0.1), weight_decay=np.float32(0.5))
+    steps(optimizer, params, range(4))
+    group = through_a_file(optimizer.state_dict())["param_groups"][0]
+    assert (group["lr"], group["weight_decay"]) == (0.1, 0.5)
+    assert group["maximize"] is False
+
+
+def test_works_under_another_default_device() -> None:
+    params = parameters()
+    gradients = [torch.randn(p.shape) for p in params]
+    optimizer = SGDSaI(params, weight_decay=0.1)
+    torch.set_default_device("meta")
+    try:
+        for _ in range(2):
+            for p, g in zip(params, gradients, strict=True):
+                p.grad = g
+            optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+    finally:
+        torch.set_default_device(None)
+    assert all(s["momentum_buffer"].is_cpu for s in optimizer.state.values())

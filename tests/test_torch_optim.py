@@ -13,6 +13,7 @@ import torch
 import torch._dynamo.testing
 from torch import nn
 from torch.optim import lr_scheduler, swa_utils
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from optimizer_info import INFO, INPUTS, WAYS, Watch, give_gradients, parameters
 from sgd_sai import SGDSaI
@@ -118,9 +119,7 @@ def test_groups_of_mixed_dtypes_and_missing_zero_and_empty_gradients(way: str) -
         params = copies([*start, nn.Parameter(torch.empty(0, 3)), nn.Parameter(torch.ones(5))], of_way)
         optimizer = SGDSaI(params, lr=0.1, weight_decay=0.1, **WAYS[of_way])
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # of the empty one, which has no gradient to latch on
+            warnings.simplefilter("ignore", UserWarning)  # of the one whose first gradients are zeros
             for step in range(3):
                 give_gradients(params, step)
                 params[0].grad = None if step == 1 else params[0].grad
@@ -221,6 +220,46 @@ def test_hooks() -> None:
     optimizer.register_load_state_dict_pre_hook(halve)
     optimizer.load_state_dict(optimizer.state_dict())
     assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_hooks_of_all_optimizers() -> None:
+    """Those that profilers register, for every optimizer there is."""
+    calls: list[str] = []
+    handles = [
+        register_optimizer_step_pre_hook(lambda *_: calls.append("pre")),
+        register_optimizer_step_post_hook(lambda *_: calls.append("post")),
+    ]
+    try:
+        train(parameters(), 2)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert calls == ["pre", "post"] * 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second kind of device")
+@pytest.mark.parametrize("way", ["for-loop", "foreach", "fused", "default"])
+def test_a_group_on_several_devices(way: str) -> None:
+    start = parameters()
+    expected = copies(start, "default")
+    actual = [nn.Parameter(p.detach().to("cuda" if i % 2 else "cpu")) for i, p in enumerate(start)]
+    one, two = (SGDSaI(p, lr=0.1, weight_decay=0.1, **WAYS[way]) for p in (expected, actual))
+    for step in range(3):
+        give_gradients(expected, step)
+        for p, q in zip(expected, actual, strict=True):
+            q.grad = p.grad.to(q.device)
+        one.step()
+        two.step()
+    torch.testing.assert_close([p.cpu() for p in actual], expected)
+
+
+@pytest.mark.parametrize("way", ["for-loop", "foreach", "fused", "default"])
+def test_a_tensor_lr_of_one_dimension(way: str) -> None:
+    start = parameters()
+    one, two = (copies(start, way) for _ in range(2))
+    train(one, lr=0.05, **WAYS[way])
+    train(two, lr=torch.tensor([0.05]), **WAYS[way])
+    torch.testing.assert_close(two, one)
 
 
 @pytest.mark.parametrize(

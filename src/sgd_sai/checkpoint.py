@@ -9,15 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from sgd_sai import precision
 from sgd_sai.distributed import laid_out_as
 from sgd_sai.gsnr import UNLATCHED
-from sgd_sai.options import RULES, Group, is_given, name_of
+from sgd_sai.options import RULES, Group, is_given, listed, name_of, warn
+
+#: In a saved state alone: whether the momentum has begun, or m₁ will be the next gradient. It is there with
+#: `measure_first`, and where momentum was 0 until now.
+BEGUN = "momentum_begun"
 
 
 def gsnr_keys(split: int) -> tuple[str, ...]:
@@ -25,15 +31,36 @@ def gsnr_keys(split: int) -> tuple[str, ...]:
     return ("gsnr",) if split == 1 else tuple(f"gsnr_{part}" for part in range(split))
 
 
-def portable(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """`state_dict` with scale rules replaced by their names, so that any checkpoint format takes it."""
-    for group in state_dict["param_groups"]:
-        if callable(group["scale"]):
-            rule = group["scale"] if hasattr(group["scale"], "__qualname__") else type(group["scale"])
-            group["scale"] = f"{rule.__module__}.{rule.__qualname__}"
-        elif is_given(group["scale"]):
-            group["scale"] = "given by name"
+def portable(state_dict: dict[str, Any], groups: list[Group]) -> dict[str, Any]:
+    """`state_dict` of these groups in a form that any checkpoint format takes, with the same keys always.
+
+    Scale rules become their names, NumPy's numbers Python's, and a momentum that has not begun zeros that say
+    so.
+    """
+    for saved, group in zip(state_dict["param_groups"], groups, strict=True):
+        for option, value in saved.items():
+            if isinstance(value, Real) and not isinstance(value, int):
+                saved[option] = float(value)
+        if callable(saved["scale"]):
+            rule = saved["scale"] if hasattr(saved["scale"], "__qualname__") else type(saved["scale"])
+            saved["scale"] = f"{rule.__module__}.{rule.__qualname__}"
+        elif is_given(saved["scale"]):
+            saved["scale"] = "given by name"
+        for number, param in zip(saved["params"], group["params"], strict=True):
+            if number in state_dict["state"]:
+                state_dict["state"][number] = _with_momentum(state_dict["state"][number], param, group)
     return state_dict
+
+
+def _with_momentum(entries: dict[str, Any], param: Tensor, group: Group) -> dict[str, Any]:
+    """A parameter's state with its momentum, also where the optimizer has none yet; see `BEGUN`."""
+    begun = "momentum_buffer" in entries
+    if group["momentum"] == 0 or (begun and not group["measure_first"]):
+        return entries
+    completed = {**entries, BEGUN: begun}
+    if not begun:
+        precision.create_momentum(completed, param, group["state_dtype"], group["split"])
+    return completed
 
 
 @dataclass
@@ -56,14 +83,17 @@ def fitted(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any
 
     A pre-hook of `load_state_dict`: it runs before anything of the optimizer changes.
     """
-    if not {"state", "param_groups"} <= set(state_dict):
-        raise ValueError(f"state_dict: has {sorted(state_dict)}; it must have 'state' and 'param_groups'")
+    _check_containers(state_dict)
     saved, groups = state_dict["param_groups"], optimizer.param_groups
     sizes, own = [len(group["params"]) for group in saved], [len(group["params"]) for group in groups]
     if sizes != own:
         raise ValueError(f"state_dict: has groups of {sizes} parameters; the optimizer has groups of {own}")
     saved = [_fitted_group(old, group) for old, group in zip(saved, groups, strict=True)]
     state = dict(state_dict["state"])
+    unknown = set(state) - {number for group in saved for number in group["params"]}
+    if unknown:
+        raise ValueError(f"state_dict: has state of {sorted(map(str, unknown))}, which are in no group")
+    fresh = []
     for old, group in zip(saved, groups, strict=True):
         for index, (number, param) in enumerate(zip(old["params"], group["params"], strict=True)):
             if number in state:
@@ -71,6 +101,10 @@ def fitted(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any
                     state[number] = _fitted_state(state[number], param, old)
                 except ValueError as error:
                     raise ValueError(f"state_dict: {name_of(group, index)}: {error}") from None
+            elif param.requires_grad:
+                fresh.append(name_of(group, index))
+    if state and fresh:  # not an error: it may have been frozen until now
+        warn(f"state_dict: lacks {len(fresh)} of the trained parameters, which begin anew: {listed(fresh)}")
     raws = [entries[key] for entries in state.values() for key in entries if key.startswith("gsnr")]
     for completed in saved:
         if completed["gsnr_max"] == UNLATCHED:  # release 1.0.3 keeps none
@@ -78,11 +112,35 @@ def fitted(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any
     return {**state_dict, "state": state, "param_groups": saved}
 
 
+def _check_containers(state_dict: Mapping[str, Any]) -> None:
+    """Raise for what is not even built like the state of an optimizer."""
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(f"state_dict: given {type(state_dict).__name__}; allowed: a dict")
+    if not {"state", "param_groups"} <= set(state_dict):
+        raise ValueError(f"state_dict: has {sorted(state_dict)}; it must have 'state' and 'param_groups'")
+    state, groups = state_dict["state"], state_dict["param_groups"]
+    if not isinstance(state, Mapping) or not all(isinstance(of, Mapping) for of in state.values()):
+        raise ValueError("state_dict: its 'state' is not a dict of dicts, one for each parameter")
+    if not isinstance(groups, list | tuple) or not all(
+        isinstance(group, Mapping) and isinstance(group.get("params"), list | tuple) for group in groups
+    ):
+        raise ValueError("state_dict: its 'param_groups' is not a list of dicts with 'params'")
+
+
+#: Options that groups of torch.optim's optimizers have, one at least each, and release 1.0.3's have not.
+_FOREIGN = {"foreach", "maximize", "differentiable", "capturable", "nesterov", "betas", "alpha", "dampening"}
+
+
 def _fitted_group(saved: Mapping[str, Any], group: Group) -> Group:
     """The saved options, completed from the optimizer's own where they are older than an option."""
     if "eps" not in saved or not {"lr", "momentum", "weight_decay"} <= set(saved):
         raise ValueError(
             f"state_dict: a group has the options {sorted(saved)}, which are not those of SGDSaI"
+        )
+    if "normalize" not in saved and _FOREIGN & set(saved):
+        raise ValueError(
+            f"state_dict: a group has the options {sorted(_FOREIGN & set(saved))} and no 'normalize'; it is "
+            "another optimizer's"
         )
     if "normalize" not in saved:  # release 1.0.3, whose lr multiplies the raw, unbiased G_snr
         saved = {"normalize": False, "unbiased": True, "measure_first": False, "gsnr_max": UNLATCHED, **saved}
@@ -101,7 +159,7 @@ def _fitted_group(saved: Mapping[str, Any], group: Group) -> Group:
 
 def _fitted_state(saved: Mapping[str, Any], param: Tensor, group: Group) -> dict[str, Any]:
     keys = gsnr_keys(group["split"])
-    foreign = set(saved) - {"momentum_buffer", "momentum_absmax", "compensation", *keys}
+    foreign = set(saved) - {"momentum_buffer", "momentum_absmax", "compensation", BEGUN, *keys}
     if foreign:
         raise ValueError(f"holds {sorted(foreign)}, which SGDSaI does not keep; it is another optimizer's")
     missing = set(keys) - set(saved)
@@ -109,20 +167,41 @@ def _fitted_state(saved: Mapping[str, Any], param: Tensor, group: Group) -> dict
         raise ValueError(f"lacks {sorted(missing)}")
     if "momentum_buffer" not in saved and group["momentum"] != 0 and not group["measure_first"]:
         raise ValueError("lacks 'momentum_buffer'")
+    fitting: dict[str, Any] = {key: _latched_or_not(key, saved[key]) for key in keys}
+    tensors = {name: saved[name] for name in saved if name not in (BEGUN, *keys)}
+    in_8_bits = getattr(tensors.get("momentum_buffer"), "dtype", None) == torch.int8
+    if in_8_bits != ("momentum_absmax" in tensors):
+        raise ValueError(
+            "lacks 'momentum_absmax', without which a momentum in 8 bits means nothing"
+            if in_8_bits
+            else "holds 'momentum_absmax', but no momentum in 8 bits"
+        )
     like: dict[str, Any] = {"momentum_buffer": param, "compensation": param}
-    if "momentum_absmax" in saved:
+    if in_8_bits:
         precision.create_momentum(like, param, "8bit", group["split"])
-    fitting: dict[str, Any] = {key: _latched_or_not(saved[key]) for key in keys}
-    for name in set(saved) - set(keys):
-        value = saved[name]
-        if not isinstance(value, Tensor) or value.shape != like[name].shape:
-            has = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{name} is {has}, the parameter {tuple(param.shape)}")
+    for name, value in tensors.items():
+        _check_like(name, value, like[name], param)
         fitting[name] = _Packed(value)
+    if not saved.get(BEGUN, True):
+        fitting.pop("momentum_buffer", None)
+        fitting.pop("momentum_absmax", None)
     return fitting
 
 
-def _latched_or_not(raw: float | Tensor) -> float:
+def _check_like(name: str, value: object, like: Tensor, param: Tensor) -> None:
+    """Raise unless `value` is a tensor of the shape, and of the kind of numbers, of `like`."""
+    if not isinstance(value, Tensor) or value.shape != like.shape:
+        has = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name} is {has}, the parameter {tuple(param.shape)}")
+    kinds = [(dtype.is_complex, dtype.is_floating_point) for dtype in (value.dtype, like.dtype)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"{name} is of {value.dtype}, the parameter of {param.dtype}")
+
+
+def _latched_or_not(key: str, raw: object) -> float:
     """A saved G_snr as a float. Release 1.0.3 saves 0 or NaN for blocks that it could not measure."""
+    if not isinstance(raw, Real) and not (isinstance(raw, Tensor) and raw.numel() == 1):
+        has = f"a tensor of shape {tuple(raw.shape)}" if isinstance(raw, Tensor) else repr(raw)
+        raise ValueError(f"{key} is {has}; allowed: a number")
     value = float(raw)
     return value if 0.0 < value < math.inf else UNLATCHED

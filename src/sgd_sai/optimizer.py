@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -39,7 +38,9 @@ from sgd_sai.options import (
     check_params,
     check_whole,
     is_given,
+    listed,
     name_of,
+    warn,
 )
 from sgd_sai.update import unscales, update
 
@@ -229,7 +230,9 @@ class SGDSaI(Optimizer):
         moving = [(group, work) for group, work in gathered if work.collect(group)]
         for group, work in moving:
             work.lr = group["lr"]
-            if compiling and not isinstance(work.lr, Tensor):
+            if isinstance(work.lr, Tensor):
+                work.lr = work.lr.reshape(())  # of shape (1,) it would lend scalars that shape
+            elif compiling:
                 # A float would be compiled in, and again for each value.
                 work.lr = torch.tensor(work.lr, dtype=torch.float64, device="cpu")
             work.amp = {key: getattr(self, key, None) for key in ("grad_scale", "found_inf")}
@@ -279,7 +282,7 @@ class SGDSaI(Optimizer):
         """
         if self.state:
             self._complete_state()
-        return checkpoint.portable(super().state_dict())
+        return checkpoint.portable(super().state_dict(), self.param_groups)
 
     def _complete_state(self) -> None:
         for group in self.param_groups:
@@ -292,7 +295,8 @@ class SGDSaI(Optimizer):
         check_whole(param, group, self._plain)
         keys = gsnr_keys(group["split"])
         state = self.state[param]
-        state.update(dict.fromkeys(keys, UNLATCHED))
+        # An empty parameter will never be measured, and must not be waited for.
+        state.update(dict.fromkeys(keys, UNLATCHED if param.numel() else 1.0))
         if group["momentum"] != 0:
             precision.create_momentum(state, param, group["state_dtype"], len(keys))
         if group["rounding"] == "kahan" and param.dtype.itemsize == 2:
@@ -334,7 +338,8 @@ class SGDSaI(Optimizer):
 
     def _is_unlatched(self, param: Tensor, group: Group) -> bool:
         state = self.state.get(param, {})
-        return any(state.get(key, UNLATCHED) == UNLATCHED for key in gsnr_keys(group["split"]))
+        raws = (state.get(key, UNLATCHED) for key in gsnr_keys(group["split"]))
+        return param.numel() > 0 and UNLATCHED in raws
 
     def _gather(self, group: Group) -> Work:
         """What has a gradient in the group, each with its state, which is created where it is missing."""
@@ -400,7 +405,7 @@ class SGDSaI(Optimizer):
             return given
         if group["blocks"] == "group":
             # A member whose gradient came late joins the block as it was measured.
-            for param in group["params"]:
+            for param in filter(Tensor.numel, group["params"]):
                 measured: float = self.state.get(param, {}).get("gsnr", UNLATCHED)
                 if measured != UNLATCHED:
                     return measured
@@ -447,12 +452,9 @@ class SGDSaI(Optimizer):
             if param.requires_grad and self._is_unlatched(param, group)
         ]
         if names:
-            shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-            warnings.warn(
+            warn(
                 f"SGDSaI: {len(names)} parameter(s) met no finite, non-zero gradient in the first step; each "
-                f"is scaled when it does: {shown}. LoRA's A and zero-initialised layers do this.",
-                UserWarning,
-                stacklevel=4,
+                f"is scaled when it does: {listed(names)}. LoRA's A and zero-initialised layers do this."
             )
 
 

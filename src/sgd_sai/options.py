@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +23,7 @@ RULES = ("gsnr", "sqrt_d")
 ROUNDINGS = ("nearest", "stochastic", "kahan")
 STATE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 FUSED_DEVICES = ("cpu", "cuda")
+_LIBRARIES = tuple(str(Path(file).parent) + os.sep for file in (__file__, torch.__file__))
 
 #: A parameter group as torch.optim keeps it: "params" and the options of `SGDSaI`.
 Group = dict[str, Any]
@@ -99,6 +103,14 @@ def listed(names: Iterable[str]) -> str:
     """The first eight of the names, in order, for a message."""
     names = sorted(names)
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def warn(message: str) -> None:
+    """A UserWarning that points to the line of the user's program that led here."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def check_options(options: Group) -> None:

@@ -3,14 +3,13 @@ parameters, in which no block is left to measure."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from sgd_sai import gsnr
-from sgd_sai.options import check_dense, listed
+from sgd_sai.options import check_dense, listed, warn
 
 
 def measure_scales(
@@ -56,11 +55,9 @@ def measure_scales(
     moments = dict(zip(named, gsnr.measure([[gradient] for gradient in found]), strict=True))
     guessed = [name for name, of_block in moments.items() if not of_block.measurable]
     if guessed:
-        warnings.warn(
+        warn(
             f"measure_scales: {len(guessed)} parameter(s) have no finite, non-zero gradient and get √d: "
-            f"{listed(guessed)}",
-            UserWarning,
-            stacklevel=2,
+            f"{listed(guessed)}"
         )
     return {
         name: gsnr.g_snr(of, eps=eps, unbiased=unbiased) if of.measurable else gsnr.sqrt_d(of)

@@ -71,7 +71,7 @@ def update(
 
 def _decay(decay: float, dtype: torch.dtype) -> float:
     """λη, such that θ − λη θ is θ (1 − λη) with the factor as `dtype` has it."""
-    return 1.0 - torch.tensor(1.0 - decay, dtype=dtype).item() if decay else 0.0
+    return 1.0 - torch.tensor(1.0 - decay, dtype=dtype, device="cpu").item() if decay else 0.0
 
 
 def _sgd(
@@ -118,7 +118,7 @@ def _tiny(
     The fused kernel would start some for each tensor; where there are none to start, it is the faster one.
     """
     alone = torch.get_num_threads() == 1
-    zero, one = (torch.full((), value, dtype=θs[0].dtype) for value in (0.0, 1.0))
+    zero, one = (torch.full((), value, dtype=θs[0].dtype, device="cpu") for value in (0.0, 1.0))
     if maximize:
         gs = list(torch._foreach_neg(gs))
     if ms and alone:
