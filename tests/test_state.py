@@ -13,12 +13,14 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
 
 from optimizer_info import INPUTS, WAYS, give_gradients, parameters
 from sgd_sai import UNLATCHED, SGDSaI
+from sgd_sai.gsnr import sqrt_d
 
 
 def late_gradients(params: list[nn.Parameter], step: int) -> None:
@@ -428,3 +430,16 @@ def test_works_under_another_default_device() -> None:
     finally:
         torch.set_default_device(None)
     assert all(s["momentum_buffer"].is_cpu for s in optimizer.state.values())
+
+
+def test_a_full_state_dict_takes_every_option() -> None:
+    """torch's gathering knows tensors, numbers and strings alone, and no dtype."""
+    net = model()
+    optimizer = SGDSaI(net.parameters(), lr=0.1, state_dtype=torch.bfloat16, scale=sqrt_d)
+    learn(net, optimizer, range(2))
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    saved = through_a_file(get_optimizer_state_dict(net, optimizer, options=whole))
+    other = SGDSaI(net.parameters(), scale=sqrt_d)
+    set_optimizer_state_dict(net, other, saved)
+    assert other.param_groups[0]["state_dtype"] is torch.bfloat16
+    assert all(s["momentum_buffer"].dtype == torch.bfloat16 for s in other.state.values())

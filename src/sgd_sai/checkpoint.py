@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from sgd_sai import precision
 from sgd_sai.distributed import laid_out_as
 from sgd_sai.gsnr import UNLATCHED
-from sgd_sai.options import RULES, Group, is_given, listed, name_of, warn
+from sgd_sai.options import RULES, STATE_DTYPES, Group, is_given, listed, name_of, warn
 
 #: In a saved state alone: whether the momentum has begun, or m₁ will be the next gradient. It is there with
 #: `measure_first`, and where momentum was 0 until now.
@@ -34,13 +34,15 @@ def gsnr_keys(split: int) -> tuple[str, ...]:
 def portable(state_dict: dict[str, Any], groups: list[Group]) -> dict[str, Any]:
     """`state_dict` of these groups in a form that any checkpoint format takes, with the same keys always.
 
-    Scale rules become their names, NumPy's numbers Python's, and a momentum that has not begun zeros that say
-    so.
+    Scale rules and dtypes become their names, NumPy's numbers Python's, and a momentum that has not begun
+    zeros that say so.
     """
     for saved, group in zip(state_dict["param_groups"], groups, strict=True):
         for option, value in saved.items():
             if isinstance(value, Real) and not isinstance(value, int):
                 saved[option] = float(value)
+            elif isinstance(value, torch.dtype):
+                saved[option] = str(value)
         if callable(saved["scale"]):
             rule = saved["scale"] if hasattr(saved["scale"], "__qualname__") else type(saved["scale"])
             saved["scale"] = f"{rule.__module__}.{rule.__qualname__}"
@@ -127,6 +129,8 @@ def _check_containers(state_dict: Mapping[str, Any]) -> None:
         raise ValueError("state_dict: its 'param_groups' is not a list of dicts with 'params'")
 
 
+#: By the names under which they are saved.
+_STATE_DTYPES = {str(dtype): dtype for dtype in STATE_DTYPES}
 #: Options that groups of torch.optim's optimizers have, one at least each, and release 1.0.3's have not.
 _FOREIGN = {"foreach", "maximize", "differentiable", "capturable", "nesterov", "betas", "alpha", "dampening"}
 
@@ -148,6 +152,7 @@ def _fitted_group(saved: Mapping[str, Any], group: Group) -> Group:
     # older states are as they are
     saved = {"state_dtype": None, "rounding": "nearest", "gsnr_rms": UNLATCHED, **saved}
     completed = {**group, **saved}
+    completed["state_dtype"] = _STATE_DTYPES.get(completed["state_dtype"], completed["state_dtype"])
     if completed["scale"] not in RULES:  # a callable or a dict, which was saved as its name
         if not (callable(group["scale"]) or is_given(group["scale"])):
             raise ValueError(

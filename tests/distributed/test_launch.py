@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +19,24 @@ from tiny import LATE, Tiny, batch, loss_of
 from sgd_sai import SGDSaI
 
 ROOT = Path(__file__).parents[2]
-LINES = re.findall(r"^torchrun .*$", (ROOT / "docs" / "distributed.md").read_text("utf-8"), re.MULTILINE)
+EVERY = re.findall(r"^torchrun .*$", (ROOT / "docs" / "distributed.md").read_text("utf-8"), re.MULTILINE)
+LINES = [line for line in EVERY if "launch.py" in line]
+COMPARE = [line for line in EVERY if line not in LINES]
+
+
+def command(line: str) -> dict[str, Any]:
+    """How a line is started: the interpreter's own torchrun, the environment's own sgd-sai."""
+    arguments = line.replace("tests/", f"{ROOT}/tests/").split()[1:]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {
+        "args": [sys.executable, "-m", "torch.distributed.run", "--standalone", *arguments],
+        "env": {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": path},
+    }
+
+
+def run(line: str, folder: Path) -> None:
+    ran = subprocess.run(**command(line), cwd=folder, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +52,68 @@ def truth() -> dict[str, torch.Tensor]:
 
 def test_every_way_has_a_line() -> None:
     assert [line.split()[4] for line in LINES] == ["ddp", "fsdp2", "accelerate", "trainer"]
+    assert [line.split()[-1] for line in COMPARE] == ["runs/ddp", "runs/fsdp"]
 
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line.split()[4])
 def test_line(line: str, tmp_path: Path, truth: dict[str, torch.Tensor]) -> None:
-    arguments = line.replace("tests/", f"{ROOT}/tests/").split()[1:]
-    ran = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", *arguments],
-        cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
+    run(line, tmp_path)
     found = torch.load(tmp_path / "weights.pt")
     for name, p in truth.items():
         assert (found[name] - p).norm() <= 1e-5 * p.norm(), name
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `COMPARE`, by one process."""
+    pytest.importorskip("transformers", reason="the lab extra is not installed")
+    folder = tmp_path_factory.mktemp("alone")
+    given = COMPARE[0].partition("--no-python ")[2].replace("runs/ddp", "alone")
+    run(f"torchrun --nproc-per-node 1 --no-python {given}", folder)
+    return folder / "alone" / "gpt-sgd-sai-0"
+
+
+def saved(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(folder / "checkpoint.pt", weights_only=True)
+    return state
+
+
+@pytest.mark.parametrize("line", COMPARE, ids=lambda line: line.split()[-1])
+def test_compare(line: str, tmp_path: Path, alone: Path) -> None:
+    run(line, tmp_path)
+    out = tmp_path / line.split()[-1]
+    record, expected = (json.loads((of / "run.json").read_text()) for of in (out / "gpt-sgd-sai-0", alone))
+    assert record["command"] == line
+    assert (record["config"]["ranks"], record["config"]["fsdp"]) == (2, "--fsdp" in line)
+    assert record["result"]["val_loss"] == pytest.approx(expected["result"]["val_loss"], rel=1e-5)
+    assert record["result"]["state_bytes"] == pytest.approx(expected["result"]["state_bytes"], rel=1e-3)
+    weights, truth = saved(out / "gpt-sgd-sai-0")["model"], saved(alone)["model"]
+    assert weights.keys() == truth.keys()
+    for name, value in truth.items():
+        assert (weights[name] - value).norm() <= 1e-5 * value.norm(), name
+    assert (out / "report.html").exists()
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {"gpt-sgd-sai-0"}
+
+
+@pytest.mark.parametrize("line", COMPARE, ids=lambda line: line.split()[-1])
+def test_compare_resumes(line: str, tmp_path: Path) -> None:
+    """Killed once there is a checkpoint, it ends with the weights of a run that was not."""
+    pytest.importorskip("transformers", reason="the lab extra is not installed")
+    import psutil
+
+    out = line.split()[-1]
+    longer = line.replace("--steps 20", "--steps 40")
+    run(longer.replace(out, "whole"), tmp_path)
+    folder = tmp_path / out / "gpt-sgd-sai-0"
+    started = subprocess.Popen(**command(longer), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    while not (folder / "checkpoint.pt").exists():
+        assert started.poll() is None
+        time.sleep(0.02)
+    for process in [psutil.Process(started.pid), *psutil.Process(started.pid).children(recursive=True)]:
+        process.kill()
+    started.wait()
+    assert json.loads((folder / "run.json").read_text())["status"] == "running"
+    run(f"{longer} --resume", tmp_path)
+    resumed, whole = saved(folder), saved(tmp_path / "whole" / "gpt-sgd-sai-0")
+    assert resumed["step"] == whole["step"] == 40
+    assert all(torch.equal(resumed["model"][name], whole["model"][name]) for name in whole["model"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from lab_commands import compare
 
 from sgd_sai.cli import main
+from sgd_sai.lab.records import read_runs
 from sgd_sai.lab.runner import load
 
 
@@ -39,6 +41,13 @@ def rejected(arguments, capsys):
         (["--task", "gpt", "--data", "no/such/place"], ["--data", "no/such/place", "does not exist"]),
         (["--task", "vit", "--data", "."], ["--data", "one folder per class"]),
         (["--tuned", "missing.json"], ["no learning rate is tuned", "--lr", "sgd-sai tune"]),
+        (["--seeds", str(2**70)], ["--seeds", "from 0 to 2147483647"]),
+        (["--steps", "9" * 50], ["--steps", "from 1 to 2147483647"]),
+        (["--threads", str(10**11)], ["--threads", "from 1 to 1024"]),
+        (["--jobs", "100000"], ["--jobs", "from 1 to 1024"]),
+        (["--lr", "1e-320", "--optimizer", "sgd"], ["--lr", "from 1e-30 to 1e30"]),
+        (["--out", "x" * 300], ["--out", "too long"]),
+        (["--task", "gpt", "--data", "x" * 300], ["--data", "too long"]),
         (["--frobnicate"], ["--frobnicate"]),
     ],
 )
@@ -137,7 +146,7 @@ def test_resuming_on_other_data(tmp_path, capsys):
     assert "sha256" in rejected(given, capsys)
 
 
-@pytest.mark.parametrize("command", ["compare", "tune", "sweep"])
+@pytest.mark.parametrize("command", ["tune", "sweep"])
 def test_several_ranks_are_refused_before_they_write(command, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     out = tmp_path / "out"
@@ -146,3 +155,43 @@ def test_several_ranks_are_refused_before_they_write(command, tmp_path, capsys, 
     assert message.startswith("sgd-sai: WORLD_SIZE: given 2")
     assert message.count("\n") == 1
     assert not out.exists()
+
+
+def test_ranks_share_each_run(capsys, monkeypatch):
+    assert "--fsdp: given without ranks" in rejected(["compare", "--fsdp"], capsys)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    given = ["compare", "--fsdp", "--optimizer", "sgd-sai,sgd-sai-8bit"]
+    assert "--fsdp: given for sgd-sai-8bit, which takes whole parameters" in rejected(given, capsys)
+    assert "--jobs: given 2 with WORLD_SIZE 2; allowed: 1" in rejected(["compare", "--jobs", "2"], capsys)
+
+
+@pytest.mark.parametrize("file", ["checkpoint.pt", "gsnr.json", "metrics.jsonl", "run.json"])
+@pytest.mark.parametrize("how", ["cut", "empty"])
+def test_a_damaged_run_is_named(file, how, tmp_path, capsys):
+    """What was cut off by a full disk, say: one line, and nothing of the run changes."""
+    out = tmp_path / "out"
+    assert main(compare(out, steps=2)) == 0
+    (run,) = (path.parent for path in out.glob("*/run.json"))
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "status": "running", "result": None}))
+    content = (run / file).read_bytes()
+    (run / file).write_bytes(content[: len(content) // 2] if how == "cut" else b"")
+    before = {
+        path.name: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name != "run.json"
+    }
+    capsys.readouterr()
+    assert main(compare(out, "--resume", steps=2)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"sgd-sai: {run / file}: ")
+    assert before == {name: (run / name).read_bytes() for name in before}
+
+
+def test_half_a_line_of_a_run_that_was_killed(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(compare(out, steps=5)) == 0
+    (metrics,) = out.glob("*/metrics.jsonl")
+    whole = metrics.read_bytes()
+    metrics.write_bytes(whole + b'{"step": 6, "sec')
+    (run,) = read_runs([out])
+    assert run.evaluations[-1]["step"] == 5
+    assert main(["report", str(out), "--out", str(tmp_path / "report.html")]) == 0

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from sgd_sai.cli import CommandError
+from sgd_sai.lab import ranks
 from sgd_sai.lab.optimizers import DEFAULT, OPTIMIZERS, check_installed
 from sgd_sai.lab.runner import load
 from sgd_sai.lab.tasks import DEFAULT as DEFAULT_TASKS
 from sgd_sai.lab.tasks import SCALES, TASKS
+
+MOST = 2**31 - 1  # of steps, of a seed
+MOST_AT_ONCE = 1024  # threads, jobs
 
 
 def add_shared(parser: argparse.ArgumentParser) -> None:
@@ -79,31 +82,40 @@ def integers(option: str, given: str) -> list[int]:
     return list(dict.fromkeys(integer(option, word.strip(), least=0) for word in given.split(",")))
 
 
-def integer(option: str, given: str, *, least: int) -> int:
-    """An integer ≥ `least`."""
+def integer(option: str, given: str, *, least: int, most: int = MOST) -> int:
+    """An integer from `least` to `most`."""
     try:
         value = int(given)
     except ValueError:
         value = least - 1
-    if value < least:
-        raise CommandError(f"{option}: given {given!r}; allowed: an integer ≥ {least}")
+    if not least <= value <= most:
+        ends = f"≥ {least}" if value < least else f"from {least} to {most}"
+        raise CommandError(f"{option}: given {_short(given)}; allowed: an integer {ends}")
     return value
 
 
+def _short(given: str) -> str:
+    return repr(given if len(given) <= 40 else f"{given[:40]}…")
+
+
 def learning_rate(option: str, given: str) -> float:
-    """A finite number > 0."""
+    """A number > 0, as large or small as arithmetic with others of its kind allows."""
     try:
         value = float(given)
     except ValueError:
         value = 0.0
     if not 0.0 < value < math.inf:
-        raise CommandError(f"{option}: given {given!r}; allowed: a finite number > 0")
+        raise CommandError(f"{option}: given {_short(given)}; allowed: a finite number > 0")
+    if not 1e-30 <= value <= 1e30:
+        raise CommandError(f"{option}: given {_short(given)}; allowed: from 1e-30 to 1e30")
     return value
 
 
 def threads(given: str | None, jobs: int = 1) -> int:
     """What was asked for, or torch's own number, divided among the jobs."""
-    return max(1, torch.get_num_threads() // jobs) if given is None else integer("--threads", given, least=1)
+    if given is None:
+        return max(1, torch.get_num_threads() // jobs)
+    return integer("--threads", given, least=1, most=MOST_AT_ONCE)
 
 
 def tasks(given: str, scale: str, data: Path | None) -> list[str]:
@@ -121,6 +133,8 @@ def check_data(tasks: Iterable[str], data: Path | None) -> None:
     for task in tasks:
         try:
             load(task, None if data is None else str(data))
+        except OSError as error:
+            raise CommandError(f"--data: cannot read {data}: {error.strerror}") from None
         except ValueError as error:
             raise CommandError(str(error)) from None
 
@@ -131,23 +145,30 @@ def folder(out: Path | None, resume: bool, default: Path) -> Path:
         if resume:
             raise CommandError("--resume: needs --out, the folder of the runs to go on with")
         return default
-    if out.exists() and not out.is_dir():
-        raise CommandError(f"--out: {out} is a file; allowed: a folder")
-    if not resume and out.is_dir() and any(out.iterdir()):
-        raise CommandError(
-            f"--out: {out} is not empty; give another folder, or --resume to go on with its runs"
-        )
+    try:
+        if out.exists() and not out.is_dir():
+            raise CommandError(f"--out: {out} is a file; allowed: a folder")
+        if not resume and out.is_dir() and any(out.iterdir()):
+            raise CommandError(
+                f"--out: {out} is not empty; give another folder, or --resume to go on with its runs"
+            )
+    except OSError as error:
+        raise CommandError(f"--out: cannot use {out}: {error.strerror}") from None
     return out
 
 
-def make_folder(out: Path) -> None:
-    """Create `out` and see that it can be written to, by this process alone."""
-    ranks = os.environ.get("WORLD_SIZE", "1")
-    if ranks != "1":
+def check_alone(command: str) -> None:
+    """Raise if torchrun has started several processes."""
+    if ranks.started() > 1:
         raise CommandError(
-            f"WORLD_SIZE: given {ranks}, by torchrun or the like; allowed: one process: every rank would "
-            "train the same runs into one folder (--jobs has several runs side by side)"
+            f"WORLD_SIZE: given {ranks.started()}, by torchrun or the like, to `{command}`; allowed: one "
+            "process, since every rank would train the same runs into one folder (--jobs has several side by "
+            "side); `compare` takes several"
         )
+
+
+def make_folder(out: Path) -> None:
+    """Create `out` and see that it can be written to."""
     probe = out / ".writable"
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sgd_sai.cli import CommandError
-from sgd_sai.lab import arguments, provenance, report, runner, tune, tuned
+from sgd_sai.lab import arguments, provenance, ranks, report, runner, tune, tuned
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import RunConfig
 from sgd_sai.lab.study import Plan, study
@@ -29,20 +29,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tuned", metavar="FILE", type=Path, default=tuned.OWN, help="learning rates from `sgd-sai tune`"
     )
+    parser.add_argument(
+        "--fsdp",
+        action="store_true",
+        help="under torchrun, ranks share parameters and state too (default: the batches alone, DDP)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run what is left to run and write the report, also after Ctrl-C; 0."""
-    jobs = arguments.integer("--jobs", args.jobs, least=1)
-    plans, out = _plan(args, jobs)
-    arguments.make_folder(out)
-    try:
-        with study(sum(config.steps for config, _, _ in plans)) as runs:
-            runs.run_all(plans, jobs)
-    finally:
-        if any(out.glob("*/run.json")):
-            report.write([out], out / "report.html")
+    jobs = arguments.integer("--jobs", args.jobs, least=1, most=arguments.MOST_AT_ONCE)
+    _check_ranks(args, jobs)
+    with ranks.group():
+        plans, out = _plan(args, jobs)
+        if ranks.first():
+            arguments.make_folder(out)
+        try:
+            with study(sum(config.steps for config, _, _ in plans)) as runs:
+                runs.run_all(plans, jobs)
+        finally:
+            if ranks.first() and any(out.glob("*/run.json")):
+                report.write([out], out / "report.html")
     return 0
+
+
+def _check_ranks(args: argparse.Namespace, jobs: int) -> None:
+    """Raise, before the ranks meet, for what they cannot do together."""
+    if ranks.started() > 1 and jobs > 1:
+        raise CommandError(
+            f"--jobs: given {jobs} with WORLD_SIZE {ranks.started()}; allowed: 1, as ranks share each run"
+        )
+    if not args.fsdp:
+        return
+    if ranks.started() == 1:
+        raise CommandError(
+            "--fsdp: given without ranks to share parameters; allowed: under torchrun, as in "
+            "torchrun --nproc-per-node 2 --no-python sgd-sai compare --fsdp"
+        )
+    whole = [name for name in arguments.optimizers(args.optimizer) if not OPTIMIZERS[name].sharded]
+    if whole:
+        raise CommandError(
+            f"--fsdp: given for {', '.join(whole)}, which takes whole parameters; allowed: DDP"
+        )
 
 
 def _plan(args: argparse.Namespace, jobs: int) -> tuple[list[Plan], Path]:
@@ -60,9 +88,8 @@ def _plan(args: argparse.Namespace, jobs: int) -> tuple[list[Plan], Path]:
     lr = None if args.lr is None else arguments.learning_rate("--lr", args.lr)
     if lr is not None and len(optimizers) > 1:
         raise CommandError(f"--lr: given for {len(optimizers)} optimizers; name one with --optimizer")
-    out = arguments.folder(
-        args.out, args.resume, Path("runs", "compare-" + provenance.now()[:19].replace(":", ""))
-    )
+    named = ranks.told("compare-" + provenance.now()[:19].replace(":", ""))
+    out = arguments.folder(args.out, args.resume, Path("runs", named))
     data = None if args.data is None else str(args.data)
     plans: list[Plan] = []
     try:
@@ -71,13 +98,17 @@ def _plan(args: argparse.Namespace, jobs: int) -> tuple[list[Plan], Path]:
             for seed in seeds:
                 for optimizer in optimizers:
                     rate, tuning = (lr, None) if lr is not None else _tuned(entries, task, optimizer)
-                    config = RunConfig(task, optimizer, seed, steps or ALL[task].steps, rate, data, threads)
+                    config = RunConfig(
+                        task, optimizer, seed, steps or ALL[task].steps, rate, data, threads,
+                        ranks=ranks.count(), fsdp=args.fsdp,
+                    )  # fmt: skip
                     plans.append((config, out / f"{task}-{optimizer}-{seed}", tuning))
         for config, folder, _ in plans:
             runner.check_resumable(config, folder)
     except ValueError as error:
         raise CommandError(str(error)) from None
-    arguments.check_data(tasks, args.data)
+    with ranks.first_alone():  # it may train a model that the others find
+        arguments.check_data(tasks, args.data)
     return plans, out
 
 

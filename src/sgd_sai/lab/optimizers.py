@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sgd_sai.distributed import is_spread, local
 from sgd_sai.lab.muon import MuonAdamW
 from sgd_sai.optimizer import SGDSaI
 
@@ -50,6 +51,7 @@ class Entry:
         extra: which of this package's extras does.
         tuned_as: whose tuned learning rate it takes; None: its own.
         constant: whether its learning rate stays at the peak after warm-up.
+        sharded: whether it is right on parameters of which each rank has a part.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Entry:
     extra: str = "study"
     tuned_as: str | None = None
     constant: bool = False
+    sharded: bool = True
 
 
 def groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -90,7 +93,8 @@ def _adam(model: nn.Module, lr: float, shrink: float) -> Optimizer:
 def _sgd(model: nn.Module, lr: float, shrink: float) -> Optimizer:
     # Its decay enters the gradient, and momentum sums 1/(1 − μ) gradients.
     decay = shrink / lr * (1 - _MOMENTUM)
-    return torch.optim.SGD(groups(model), lr=lr, momentum=_MOMENTUM, weight_decay=decay, fused=True)
+    fused = not any(map(is_spread, model.parameters()))  # which torch's kernel cannot take
+    return torch.optim.SGD(groups(model), lr=lr, momentum=_MOMENTUM, weight_decay=decay, fused=fused)
 
 
 def _muon(model: nn.Module, lr: float, shrink: float) -> Optimizer:
@@ -224,7 +228,7 @@ OPTIMIZERS = {
         Entry("sgd", "SGD with momentum", ("#4d7c0f", "#a3c76d"), 0.1, _sgd),
         Entry("adam-mini", "Adam-mini", ("#7e22ce", "#c084fc"), 1e-3, _adam_mini, package="adam_mini"),
         Entry("adam", "Adam without decay", ("#0369a1", "#38bdf8"), 1e-3, _adam),
-        Entry("muon", "Muon, AdamW", ("#0f766e", "#2dd4bf"), 1e-3, _muon),
+        Entry("muon", "Muon, AdamW", ("#0f766e", "#2dd4bf"), 1e-3, _muon, sharded=False),
         Entry("prodigy", "Prodigy", ("#a16207", "#facc15"), 1.0, _prodigy, package="prodigyopt"),
         Entry(
             "schedule-free",
@@ -245,6 +249,7 @@ OPTIMIZERS = {
             package="bitsandbytes",
             extra="8bit",
             tuned_as="adamw",
+            sharded=False,
         ),
         Entry(
             "adamw-8bit-torchao",
@@ -267,8 +272,24 @@ OPTIMIZERS = {
         ),
         Entry("sgd-sai-rms", "SGD-SaI, rms", ("#78350f", "#d6a46c"), 1e-3, _ours(normalize="rms")),
         Entry("sgd-sai-bf16", "SGD-SaI, bf16", ("#ea580c", "#fed7aa"), 1.0, _BF16, tuned_as="sgd-sai"),
-        Entry("sgd-sai-8bit", "SGD-SaI, 8 bit", ("#dc7a4a", "#ffedd5"), 1.0, _8BIT, tuned_as="sgd-sai"),
-        Entry("release", "Release 1.0.3", ("#57534e", "#d6d3d1"), 3.16e-3, _release, package="release 1.0.3"),
+        Entry(
+            "sgd-sai-8bit",
+            "SGD-SaI, 8 bit",
+            ("#dc7a4a", "#ffedd5"),
+            1.0,
+            _8BIT,
+            tuned_as="sgd-sai",
+            sharded=False,
+        ),
+        Entry(
+            "release",
+            "Release 1.0.3",
+            ("#57534e", "#d6d3d1"),
+            3.16e-3,
+            _release,
+            package="release 1.0.3",
+            sharded=False,
+        ),
     )
 }
 
@@ -327,7 +348,8 @@ def state_bytes(optimizer: Optimizer) -> int:
 
 
 def _stored(tensor: Tensor) -> dict[int, int]:
-    """{address: bytes} of what is stored of a tensor; one made of others, as 8-bit ones are, is these."""
+    """{address: bytes} of what is here of a tensor; one made of others, as 8-bit ones are, is these."""
+    tensor = local(tensor)
     if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
         return {at: size for name in names for at, size in _stored(getattr(tensor, name)).items()}

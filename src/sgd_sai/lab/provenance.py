@@ -37,7 +37,13 @@ def versions() -> dict[str, str]:
 
 def command() -> str:
     """The command line as it can be typed again."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    each = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        here = os.environ["LOCAL_WORLD_SIZE"]
+        nodes = int(os.environ["WORLD_SIZE"]) // int(here)
+        of_nodes = ["--nnodes", str(nodes)] if nodes > 1 else []
+        each = ["torchrun", *of_nodes, "--nproc-per-node", here, "--no-python", *each]
+    return shlex.join(each)
 
 
 def now() -> str:

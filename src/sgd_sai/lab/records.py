@@ -18,8 +18,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sgd_sai.cli import CommandError
+
 RUN, METRICS, CHECKPOINT, GSNR = "run.json", "metrics.jsonl", "checkpoint.pt", "gsnr.json"
 PICTURES, TEXT = "samples.png", "samples.txt"
+
+
+class DamagedRun(CommandError, ValueError):
+    """A file of a run that is not what the lab wrote, by its path; one line."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class RunConfig:
         data: the data path, or None for the task's own.
         threads: of torch.
         weight_decay: λ of a sweep; None: what gives the task's κ.
+        ranks: processes that share every batch.
+        fsdp: whether they share the parameters too.
     """
 
     task: str
@@ -43,6 +51,8 @@ class RunConfig:
     data: str | None
     threads: int
     weight_decay: float | None = None
+    ranks: int = 1
+    fsdp: bool = False
 
 
 @dataclass
@@ -77,13 +87,13 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> Record:
-        """Read `run.json` of `folder`; ValueError, one line, if it is none."""
+        """Read `run.json` of `folder`; `DamagedRun` if it is none."""
         path = folder / RUN
         try:
             fields = json.loads(path.read_text())
             return cls(**{**fields, "config": RunConfig(**fields["config"])})
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}: not the record of a run ({type(error).__name__}: {error})") from None
+            raise DamagedRun(f"{path}: not the record of a run ({type(error).__name__}: {error})") from None
 
 
 @dataclass
@@ -124,13 +134,13 @@ class BlockGSNR:
 
     @classmethod
     def read(cls, folder: Path) -> BlockGSNR:
-        """Read `gsnr.json` of `folder`; ValueError, one line, if it is none."""
+        """Read `gsnr.json` of `folder`; `DamagedRun` if it is none."""
         path = folder / GSNR
         try:
             fields = json.loads(path.read_text())
             return cls(fields["d"], {int(step): values for step, values in fields["steps"].items()})
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path}: not the g-SNR of a run ({type(error).__name__}: {error})") from None
+            raise DamagedRun(f"{path}: not the g-SNR of a run ({type(error).__name__}: {error})") from None
 
 
 @dataclass(frozen=True)
@@ -166,9 +176,11 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
 def _read_run(folder: Path) -> Run:
     record, path = Record.read(folder), folder / METRICS
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        written = path.read_text() if path.is_file() else ""
+        whole = written[: written.rfind("\n") + 1]  # a run that is killed may leave the half of a line
+        lines = [json.loads(line) for line in whole.splitlines()]
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON Lines ({error})") from None
+        raise DamagedRun(f"{path}: not JSON Lines ({error})") from None
     return Run(
         record,
         [line for line in lines if "train_loss" in line],
@@ -208,8 +220,12 @@ class MetricsFile:
     """`metrics.jsonl` of a run, open for appending whole lines."""
 
     def __init__(self, folder: Path, keep: int) -> None:
-        """Open it and cut it after its first `keep` bytes, which a checkpoint has vouched for."""
-        self._file = (folder / METRICS).open("ab")
+        """Open it, cut it after the `keep` bytes that a checkpoint knows; `DamagedRun` if it has less."""
+        path = folder / METRICS
+        self._file = path.open("ab")
+        if (held := self._file.seek(0, os.SEEK_END)) < keep:
+            self._file.close()
+            raise DamagedRun(f"{path}: has {held} bytes, where the checkpoint beside it knows {keep}")
         self._file.truncate(keep)
 
     def append(self, line: dict[str, float]) -> None:

@@ -24,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from sgd_sai import gsnr
 from sgd_sai.analysis import GSNRRecorder
-from sgd_sai.lab import optimizers, provenance
+from sgd_sai.lab import optimizers, provenance, ranks
 from sgd_sai.lab.records import (
     CHECKPOINT,
     GSNR,
@@ -32,6 +32,7 @@ from sgd_sai.lab.records import (
     RUN,
     TEXT,
     BlockGSNR,
+    DamagedRun,
     MetricsFile,
     Record,
     RunConfig,
@@ -109,15 +110,16 @@ def train(config: RunConfig, folder: Path, tuning: dict[str, Any] | None, watch:
     Raises:
         KeyboardInterrupt: the record says "interrupted" then, and resuming goes on.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".lock"):  # a process whose parent was killed may still be in its last step
-        return _train(config, folder, tuning, watch)
+    with ranks.own(folder) as kept:
+        kept.mkdir(parents=True, exist_ok=True)
+        with locked(kept / ".lock"):  # a process whose parent was killed may still be in its last step
+            return _train(config, kept, tuning, watch)
 
 
 def _train(config: RunConfig, folder: Path, tuning: dict[str, Any] | None, watch: Watcher) -> Record:
     begun = provenance.now()
-    if (folder / RUN).exists():
-        held = Record.read(folder)
+    held = ranks.told(Record.read(folder) if (folder / RUN).exists() else None)
+    if held is not None:
         if held.status in ("finished", "diverged"):
             return held
         begun = held.date
@@ -126,6 +128,7 @@ def _train(config: RunConfig, folder: Path, tuning: dict[str, Any] | None, watch
     torch.manual_seed(config.seed)
     model = problem.model().to("cuda" if torch.cuda.is_available() else "cpu")
     model.train()
+    called = ranks.spread(model, config.fsdp)
     shrink = task.shrink if config.weight_decay is None else config.lr * config.weight_decay
     optimizer = optimizers.build(config.optimizer, model, config.lr, shrink)
     described = ("title", "about", "metric", "unit", "clip", "shrink")
@@ -146,7 +149,7 @@ def _train(config: RunConfig, folder: Path, tuning: dict[str, Any] | None, watch
         date=begun,
     )
     record.write(folder)
-    run = _Running(config, folder, problem, model, optimizer, task)
+    run = _Running(config, folder, problem, model, called, optimizer, task)
     try:
         with _ctrl_c_between_steps() as heed:
             record.result, record.status = run.to_the_end(watch, heed)
@@ -199,11 +202,13 @@ class _Running:
         folder: Path,
         problem: Problem,
         model: nn.Module,
+        called: nn.Module,
         optimizer: Optimizer,
         task: Task,
     ) -> None:
+        """`called`: the model as training calls it, which may average gradients over ranks."""
         self.config, self.folder, self.problem = config, folder, problem
-        self.model, self.optimizer, self.task = model, optimizer, task
+        self.model, self.called, self.optimizer, self.task = model, called, optimizer, task
         self.device = next(model.parameters()).device
         self.step, self.seconds = 0, 0.0
         self.evaluate_every = max(1, config.steps // EVALUATIONS)
@@ -238,8 +243,7 @@ class _Running:
                 self._save()
         self._draw()
         if not held_out:  # it was killed between its last checkpoint and its record
-            with optimizers.evaluated_weights(self.optimizer), self._precision():
-                held_out = self.problem.evaluate(self.model)
+            held_out = self._held_out()
         return self._result(**held_out), "finished"
 
     def _train_one(self, batches: Iterator[Batch]) -> float:
@@ -274,15 +278,19 @@ class _Running:
         self.gsnr.write(self.folder)
 
     def _backward(self, batch: Batch) -> float:
-        """Gradients of the mean loss of the batch, part by part; the loss."""
+        """Gradients of the mean loss of the batch, part by part, of each this rank's share; the loss."""
         parts = zip(*(torch.chunk(each, self.task.accumulate) for each in batch), strict=True)
         losses = []
         for part in parts:
+            here = ranks.share(part)
+            weight = self.problem.judged(here) / self.problem.judged(part) / self.task.accumulate
+            if not weight:  # of nothing there is no mean; this rank adds nothing, but must take part
+                here = part
             with self._precision():
-                loss = self.problem.loss(self.model, part) / self.task.accumulate
-            loss.backward()  # type: ignore[no-untyped-call]
+                loss = self.problem.loss(self.called, here) * weight
+            (loss * ranks.count()).backward()  # type: ignore[no-untyped-call]  # of which the ranks take the mean
             losses.append(loss.detach())
-        return float(torch.stack(losses).sum())
+        return float(ranks.total(torch.stack(losses).sum()))
 
     def _precision(self) -> AbstractContextManager[None]:
         if not self.task.bf16:
@@ -312,9 +320,12 @@ class _Running:
         self.durations.clear()
         self._append(line)
 
-    def _evaluate(self) -> dict[str, float]:
+    def _held_out(self) -> dict[str, float]:
         with optimizers.evaluated_weights(self.optimizer), self._precision():
-            held_out = self.problem.evaluate(self.model)
+            return ranks.told(self.problem.evaluate(self.model))
+
+    def _evaluate(self) -> dict[str, float]:
+        held_out = self._held_out()
         if math.isfinite(held_out["val_loss"]):
             self._append(held_out)
         return held_out
@@ -326,14 +337,16 @@ class _Running:
 
     def _result(self, **more: float) -> dict[str, Any]:
         result = {"steps": self.step, "seconds": round(self.seconds, 3)}
-        return {**result, "state_bytes": optimizers.state_bytes(self.optimizer), **more}
+        state_bytes = optimizers.state_bytes(self.optimizer)
+        if self.config.fsdp:  # of which each rank has a part
+            state_bytes = int(ranks.total(torch.tensor(state_bytes)))
+        return {**result, "state_bytes": state_bytes, **more}
 
     def _save(self) -> None:
         content = io.BytesIO()
         torch.save(
             {
-                "model": self._weights(),
-                "optimizer": self.optimizer.state_dict(),
+                **self._state(),
                 "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state_all(),
                 "step": self.step,
@@ -344,27 +357,41 @@ class _Running:
         )
         write_aside(self.folder / CHECKPOINT, content.getvalue())
 
-    def _weights(self) -> dict[str, Any]:
-        """The state of the model without its frozen parameters."""
+    def _state(self) -> dict[str, Any]:
+        """The state of the model, without its frozen parameters, and of the optimizer; whole on rank 0."""
+        if self.config.fsdp:
+            model, optimizer = ranks.whole_state(self.model, self.optimizer)
+        else:
+            model, optimizer = self.model.state_dict(), self.optimizer.state_dict()
         params = self.model.named_parameters(remove_duplicate=False)  # tied weights have two names
         frozen = {name for name, param in params if not param.requires_grad}
-        return {name: value for name, value in self.model.state_dict().items() if name not in frozen}
+        model = {name: value for name, value in model.items() if name not in frozen}
+        return {"model": model, "optimizer": optimizer}
 
     def _restore(self) -> int:
         """Take over the checkpoint, if there is one; how many bytes of the metrics belong to it."""
         path = self.folder / CHECKPOINT
-        if not path.exists():
+        content = ranks.told(path.read_bytes() if path.exists() else None)
+        if content is None:
             return 0
-        saved = torch.load(path, weights_only=True, map_location="cpu")
-        self.model.load_state_dict(saved["model"], strict=False)  # what is frozen is not in it
-        self.optimizer.load_state_dict(saved["optimizer"])
+        try:
+            saved = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+        except Exception as error:  # torch.load raises as many kinds as there are ways to be broken
+            raise DamagedRun(
+                f"{path}: not a checkpoint ({type(error).__name__}); remove its folder"
+            ) from None
+        if self.config.fsdp:
+            ranks.load_whole_state(self.model, self.optimizer, saved["model"], saved["optimizer"])
+        else:
+            self.model.load_state_dict(saved["model"], strict=False)  # what is frozen is not in it
+            self.optimizer.load_state_dict(saved["optimizer"])
         torch.set_rng_state(saved["rng"])
         torch.cuda.set_rng_state_all(saved["cuda_rng"])
         self.step, self.seconds = saved["step"], saved["seconds"]
         if (self.folder / GSNR).exists():
             held = BlockGSNR.read(self.folder).steps
             self.gsnr.steps = {step: values for step, values in held.items() if step <= self.step}
-        return int(saved["metrics_bytes"])
+        return int(saved["metrics_bytes"]) if ranks.first() else 0  # the others' lines are thrown away
 
     def close(self) -> None:
         """Close the files."""

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from sgd_sai.lab import runner
+from sgd_sai.lab import ranks, runner
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import Record, RunConfig
 from sgd_sai.lab.tasks import ALL
@@ -152,7 +152,7 @@ def study(total: int | None = None) -> Iterator[Study]:
         "{task.fields[lr]}",
     )
     texts = [TextColumn(each) if isinstance(each, str) else each for each in columns]
-    with Progress(*texts, TimeRemainingColumn(), console=Console()) as progress:
+    with Progress(*texts, TimeRemainingColumn(), console=Console(quiet=not ranks.first())) as progress:
         yield Study(progress, total)
 
 

@@ -67,13 +67,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run what is left of the grids and draw them; 0."""
+    arguments.check_alone("sweep")
     tasks = arguments.tasks(args.task, args.scale, args.data)
     optimizers = arguments.optimizers(args.optimizer)
     rates = [arguments.learning_rate("--lr", word.strip()) for word in args.lr.split(",")]
     decays = [_decay(word.strip()) for word in args.weight_decay.split(",")]
     seed, jobs = (
         arguments.integer("--seed", args.seed, least=0),
-        arguments.integer("--jobs", args.jobs, least=1),
+        arguments.integer("--jobs", args.jobs, least=1, most=arguments.MOST_AT_ONCE),
     )
     steps = None if args.steps is None else arguments.integer("--steps", args.steps, least=1)
     threads = arguments.threads(args.threads, jobs)

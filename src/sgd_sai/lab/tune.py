@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tune and enter the results; 0."""
+    arguments.check_alone("tune")
     tasks = arguments.tasks(args.task, args.scale, args.data)
     optimizers = arguments.optimizers(args.optimizer)
     steps = None if args.steps is None else arguments.integer("--steps", args.steps, least=1)

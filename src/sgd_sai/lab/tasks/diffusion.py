@@ -52,6 +52,10 @@ class Denoising(Problem):
         *inputs, noise = on_device_of(model, batch)
         return F.mse_loss(model(*inputs).sample.float(), noise)
 
+    def judged(self, batch: Batch) -> int:
+        """Elements of the noise."""
+        return batch[-1].numel()
+
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """{"val_loss": mean square error} on held-out images with fixed noise and times."""

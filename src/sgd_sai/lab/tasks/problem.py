@@ -46,6 +46,11 @@ class Problem:
         flat = classes if classes.is_floating_point() else classes.flatten()
         return F.cross_entropy(logits.flatten(0, -2), flat, ignore_index=IGNORED)
 
+    def judged(self, batch: Batch) -> int:
+        """How many things the loss of the batch is a mean over."""
+        *_, classes = batch
+        return len(classes) if classes.is_floating_point() else int((classes != IGNORED).sum())
+
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """{"val_loss": nats a class, "val_accuracy": fraction} on all held-out batches."""
