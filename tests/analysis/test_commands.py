@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -262,27 +261,17 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [folder / f"{name}.html" for name in ("flagged", "plain", "named", "lr")]
 
 
-def test_pages_draw_without_errors_and_fit_a_phone(pages: list[Path]) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("Debian's chromium is not installed")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        for path, charts in zip(pages, (3 + 4, 3 + 4, 3 + 4, 1), strict=True):
-            page = browser.new_page(viewport={"width": 390, "height": 800})
-            troubles: list[str] = []
-            page.on("console", lambda message, to=troubles: to.append(message.text))
-            page.on("pageerror", lambda error, to=troubles: to.append(str(error)))
-            page.goto(path.as_uri())
-            page.wait_for_selector(".js-plotly-plot")
-            drawn = page.locator(".js-plotly-plot .main-svg .scatterlayer").count()
-            assert drawn == charts - (0 if importlib.util.find_spec("adam_mini") or charts == 1 else 1)
-            assert page.evaluate("document.documentElement.scrollWidth") <= 390
-            assert page.locator(".js-plotly-plot .scatterlayer .point, .scatterlayer .js-line").count() > 0
-            assert not troubles
-            page.close()
-        browser.close()
+def test_pages_draw_without_errors_and_fit_a_phone(pages: list[Path], browser: Any) -> None:
+    for path, charts in zip(pages, (3 + 4, 3 + 4, 3 + 4, 1), strict=True):
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        troubles: list[str] = []
+        page.on("console", lambda message, to=troubles: to.append(message.text))
+        page.on("pageerror", lambda error, to=troubles: to.append(str(error)))
+        page.goto(path.as_uri())
+        page.wait_for_selector(".js-plotly-plot")
+        drawn = page.locator(".js-plotly-plot .main-svg .scatterlayer").count()
+        assert drawn == charts - (0 if importlib.util.find_spec("adam_mini") or charts == 1 else 1)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.locator(".js-plotly-plot .scatterlayer .point, .scatterlayer .js-line").count() > 0
+        assert not troubles
+        page.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 
 import pytest
@@ -34,17 +33,3 @@ def _short_pre_training():
         patch.setattr(pretrained, "weights", lambda name, problem, steps, lr: weights(name, problem, 20, lr))
         yield
     assert os.environ.get("SGD_SAI_CACHE") == before
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Headless Chromium, from the system."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no chromium on this machine")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with playwright.sync_playwright() as session:
-        found = session.chromium.launch(executable_path=chromium, args=flags)
-        yield found
-        found.close()
