@@ -160,7 +160,7 @@ class Sweep:
         """
         self.axes = axes
         self.failed: set[Point] = set()  # here, and not to be tried here again
-        self._alone, self._locks = alone, alone is not nullcontext
+        self._alone = alone
         with alone():
             self.study = optuna.create_study(
                 study_name=name, storage=storage, direction="minimize", load_if_exists=True
@@ -231,8 +231,7 @@ class Sweep:
     def _take_back(self) -> None:
         """Fail the trials whose process is gone: their points are entered again."""
         for trial in self._trials(TrialState.RUNNING):
-            # Behind the lock no other process is between its claim and its name: one without has died there.
-            if not _alive(trial) or (self._locks and "owner" not in trial.user_attrs):
+            if not _alive(trial):
                 with suppress(ValueError, RuntimeError):  # another process was faster
                     self.study.tell(trial.number, state=TrialState.FAIL)
 
