@@ -282,9 +282,11 @@ class _Running:
         parts = zip(*(torch.chunk(each, self.task.accumulate) for each in batch), strict=True)
         losses = []
         for part in parts:
+            if not self.problem.judged(part):
+                continue
             here = ranks.share(part)
-            weight = self.problem.judged(here) / self.problem.judged(part) / self.task.accumulate
-            if not weight:  # of nothing there is no mean; this rank adds nothing, but must take part
+            weight = self.problem.judged(here) / self.problem.judged(batch)
+            if not weight:  # of nothing there is no mean: this rank adds nothing, but must take part
                 here = part
             with self._precision():
                 loss = self.problem.loss(self.called, here) * weight
