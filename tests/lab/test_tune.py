@@ -75,6 +75,17 @@ def test_a_best_that_extra_trials_put_on_an_edge_is_passed(tmp_path):
         assert entry["lr"] in entry["grid"][1:-1]
 
 
+def test_a_search_alone_goes_on_from_an_edge(tmp_path):
+    """None is shorter than another; its best alone makes it go on."""
+    path = tmp_path / "tuned.json"
+    found = _entry(search(0.1, lambda lr: record_at(lr, 0.17)))
+    tuned.enter(path, "gpt", "sgd", {**found, "lr": 1.0})
+    equalise(path, "gpt", ["sgd"], lambda optimizer, lr: record_at(lr, 0.17))
+    entry = tuned.read(path)["gpt"]["sgd"]
+    assert entry["grid"] == [*found["grid"], 3.16]
+    assert entry["lr"] in entry["grid"][1:-1]
+
+
 def test_a_result_is_entered_and_used(tmp_path):
     path = tmp_path / "tuned.json"
     small = ["--task", "cnn", "--optimizer", "adamw", "--steps", "6", "--threads", "1", "--tuned", str(path)]
