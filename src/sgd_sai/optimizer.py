@@ -108,7 +108,8 @@ class SGDSaI(Optimizer):
     State, per parameter: ``momentum_buffer`` and ``gsnr``, the raw G_snr as a float, −1 while unlatched
     (``gsnr_0``, ``gsnr_1``, … for a split one); ``momentum_absmax`` beside a momentum in 8 bits, and
     ``compensation`` for "kahan". Per group: ``gsnr_max``, the largest G_snr of all groups at the first
-    latch, and ``gsnr_rms``, the divisor of "rms". Nothing else, so any checkpoint resumes exactly.
+    latch, and ``gsnr_rms``, the divisor of "rms". Nothing else, so any checkpoint resumes exactly. A saved
+    state also says, as ``momentum_begun``, of a momentum of zeros whether m₁ is still to come.
 
     Raises:
         ValueError, TypeError: an option or a parameter that is not allowed, by name; a sparse gradient.
@@ -307,6 +308,8 @@ class SGDSaI(Optimizer):
 
         A checkpoint of the authors' release 1.0.3 continues as that release would: its groups are not
         normalised and measure the unbiased variance.
+
+        A trained parameter of which it holds nothing begins anew, with a warning: it may have been frozen.
 
         Raises:
             ValueError: it is not a state of this optimizer, or does not fit its parameters; nothing changes.
