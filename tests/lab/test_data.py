@@ -248,7 +248,7 @@ def test_a_small_gpt_trains_in_parts_and_in_bf16():
     whole = [param.grad.clone() for param in model.parameters()]
     model.zero_grad()
     running = _Running.__new__(_Running)
-    running.problem, running.model, running.device = problem, model, torch.device("cpu")
+    running.problem, running.called, running.device = problem, model, torch.device("cpu")
     for bf16, tolerance in ((False, 1e-5), (True, 5e-2)):
         running.task = replace(TASKS["gpt"], accumulate=2, bf16=bf16)
         loss = running._backward(problem.batch(0, 0))
