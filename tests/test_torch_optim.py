@@ -304,6 +304,21 @@ def test_compiled_step_compiles_once(lr: float | torch.Tensor, options: dict[str
     torch.testing.assert_close(actual, expected)
 
 
+def test_compiled_step_with_a_changing_momentum() -> None:
+    """OneCycle's: a second compilation makes it a variable, as for torch's SGD, and there is no third."""
+    params = parameters()
+    optimizer = SGDSaI(params, lr=0.1)
+    scheduler = lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=31)
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    step = torch.compile(optimizer.step, backend=counter)
+    for i in range(30):
+        give_gradients(params, i)
+        step()
+        scheduler.step()
+    assert counter.frame_count <= 2
+
+
 def test_compiled_by_inductor() -> None:
     """The compiler that users get, once: the kernels it writes agree with the for-loop."""
     start = parameters()[:1]
