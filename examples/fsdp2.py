@@ -4,6 +4,7 @@ torchrun --standalone --nproc-per-node 2 examples/fsdp2.py
 """
 
 import tempfile
+import time
 
 import torch
 import torch.distributed as dist
@@ -71,4 +72,6 @@ resumed = train(model, optimizer, range(100, 200))
 if rank == 0:
     print("resumed, equal to the uninterrupted run:", resumed == uninterrupted)
     print(f"loss {losses[0]:.2f} -> {sum(resumed[-20:]) / 20:.2f}")
+dist.barrier()
 dist.destroy_process_group()
+time.sleep(0.2)  # gloo's threads let go of tensors a moment later, and abort if Python is ending by then

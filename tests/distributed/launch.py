@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from typing import Any
 
 import torch
@@ -104,3 +105,4 @@ if __name__ == "__main__":
         torch.save(weights, args.out)
     dist.barrier()
     dist.destroy_process_group()
+    time.sleep(0.2)  # as sgd_sai.lab.ranks does

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -26,6 +27,9 @@ from sgd_sai.lab.tasks.problem import Batch
 T = TypeVar("T")
 
 _PATIENCE = timedelta(hours=3)  # while rank 0 trains a model that a task starts from
+# Seconds. DTensor's caches keep gloo's threads alive. One that still holds a tensor needs Python to let it go,
+# and aborts the process if Python is ending by then (torch 2.13: one run of FSDP2 in fourteen).
+_PARTING = 0.2
 
 
 def started() -> int:
@@ -47,6 +51,7 @@ def group() -> Iterator[None]:
     yield
     dist.barrier()
     dist.destroy_process_group()
+    time.sleep(_PARTING)
 
 
 def count() -> int:
