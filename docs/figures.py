@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
+import beyond
 from sgd_sai.lab import figure, sweep_page
 from sgd_sai.lab.records import read_runs
 from sgd_sai.lab.summary import by_task
@@ -18,6 +21,8 @@ RECORDS = ROOT / "docs" / "records"
 SPEED = ROOT / "benchmarks" / "results" / "speed"
 #: What the picture of speed shows, from the fastest of others to the slowest, and ours.
 CONTENDERS = ("sgd-sai", "sgd-fused", "adamw-fused", "release", "pytorch-optimizer")
+TASK_COLOURS = ("#c2410c", "#1d4ed8", "#4d7c0f", "#7e22ce", "#57606a")
+RIGHT = 0.2  # what is further behind AdamW is drawn here
 OURS, OTHERS, LINE = "#c2410c", "#b9c0c7", "#57606a"
 
 
@@ -48,6 +53,59 @@ def _bars(axes: Any, record: dict[str, Any]) -> None:
     axes.set_xlabel("one step, × the time of SGD-SaI's bytes", fontsize=8)
 
 
+def gap() -> bytes:
+    """By how much each method is behind AdamW, a dot and an interval a task, and the bar of one per cent."""
+    drawing = Figure(figsize=(8.0, 3.6), dpi=160, layout="constrained")
+    axes = drawing.subplots()
+    methods = [name for name in beyond.LABELS if name != "adamw"]
+    present: list[str] = []
+    for index, (task, colour) in enumerate(zip(beyond.TASKS, TASK_COLOURS, strict=True)):
+        runs = beyond.proven(task)
+        axes.plot([], [], "o", color=colour, label=task)
+        for name in (name for name in methods if name in runs):
+            present += [name] if name not in present else []
+            place = methods.index(name) + (index - 2) * 0.14
+            behind, interval = beyond.behind(task, name)
+            beyond_the_edge = behind > RIGHT
+            axes.plot(min(behind, RIGHT), place, ">" if beyond_the_edge else "o", color=colour, markersize=5)
+            if interval and not beyond_the_edge:
+                axes.plot(interval, (place, place), color=colour, linewidth=1.4)
+    axes.axvline(0.0, color=LINE, linewidth=1)
+    axes.axvline(0.01, color=LINE, linewidth=1, linestyle=":")
+    axes.set_xlim(-0.04, 1.02 * RIGHT)
+    axes.set_yticks([methods.index(name) for name in present], [beyond.LABELS[name] for name in present])
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.tick_params(axis="both", length=0, labelsize=8)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.grid(axis="y", color="#d9dee3", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(
+        "behind AdamW on new seeds, with 95 % interval; dotted: 1 %; arrows: further out", fontsize=8
+    )
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
+    return figure.png(drawing)
+
+
+def gradients() -> bytes:
+    """How the gradients of each kind of block of the lab's gpt grow and shrink in training."""
+    drawing = Figure(figsize=(9.0, 3.2), dpi=160, layout="constrained")
+    places = drawing.subplots(1, 2, sharey=True)
+    colours = colormaps["tab10"]
+    for axes, (method, title) in zip(places, (("adamw", "AdamW"), ("sgd", "SGD")), strict=True):
+        for index, row in enumerate(beyond.kinds("gpt")):
+            steps = row["rms(g)"][method]
+            axes.loglog(steps.keys(), steps.values(), color=colours(index), linewidth=1.6, label=row["kind"])
+        axes.set_title(f"{title} trains", fontsize=9, loc="left")
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    places[0].set_ylabel("rms of the gradient", fontsize=8)
+    handles, labels = places[0].get_legend_handles_labels()
+    drawing.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+    return figure.png(drawing)
+
+
 def draw() -> dict[str, bytes]:
     """The figures by their file names."""
     study = figure.draw(by_task(read_runs([RECORDS / "study"])))
@@ -55,6 +113,8 @@ def draw() -> dict[str, bytes]:
     return {
         "demo.png": demo["steps"],
         "speed.png": speed(),
+        "beyond-gap.png": gap(),
+        "beyond-gradients.png": gradients(),
         "sweep-vit.png": sweep_page.figure(read_runs([RECORDS / "sweep"])),
         **{f"study-{name}.png": study[name] for name in ("final", "steps", "gsnr")},
     }

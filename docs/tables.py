@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import textwrap
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+import beyond
 from sgd_sai.lab import cells, tuned
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import read_runs
@@ -171,6 +174,58 @@ def study(task: str) -> str:
     )
 
 
+def beyond_search() -> str:
+    """The best held-out loss of each search of `benchmarks/beyond`, and its trials."""
+    found = {task: of for task in beyond.TASKS if (of := beyond.searched(task))}
+    rows = [["scales", *found]]
+    for method, label in beyond.LABELS.items():
+        trials = [of.get(method) for of in found.values()]
+        if any(trials):
+            rows.append([label, *(_search_shown(trial) if trial else cells.MISSING for trial in trials)])
+    return table(*rows)
+
+
+def _search_shown(trial: dict[str, Any]) -> str:
+    return f"{trial['val_loss']:.4f} · η {trial['point']['lr']:.2g} · {trial['trials']}"
+
+
+def beyond_proof(*names: str) -> str:
+    """Results on seeds that no search has seen, and by how much they are behind AdamW's."""
+    found = {name: of for name in names if (of := beyond.proven(name))}
+    titles = [f"{name}, {len(of['adamw'])} seeds" for name, of in found.items()]
+    rows = [["scales", *titles]]
+    for method, label in beyond.LABELS.items():
+        if any(method in of for of in found.values()):
+            rows.append([label, *(_proof_shown(name, method) for name in found)])
+    return table(*rows)
+
+
+def _proof_shown(name: str, method: str) -> str:
+    runs = beyond.proven(name)
+    if method not in runs:
+        return cells.MISSING
+    result = mean(runs[method].values())
+    shown = f"{result:.1%}" if beyond.by_accuracy(name.partition("-")[0]) else f"{result:.4f}"
+    if method == "adamw":
+        return shown
+    behind, interval = beyond.behind(name, method)
+    ends = f" ({100 * interval[0]:+.1f} to {100 * interval[1]:+.1f})" if interval else ""
+    return f"{shown} · {100 * behind:+.1f} %{ends}"
+
+
+def beyond_kinds() -> str:
+    """What was measured of each kind of block of the lab's gpt, and the constants that the search found."""
+    found = beyond.kinds("gpt")
+    middle = math.exp(mean(math.log(row["c"]) for row in found))
+    rows = [["kind", "d", "rms(g), first", "rms(g), AdamW's run", "spread of √v within", "c, searched"]]
+    for row in found:
+        sizes = " to ".join(dict.fromkeys(f"{d:,}" for d in (row["d"][0], row["d"][-1])))
+        numbers = [f"{row['rms(g)']['adamw'][1]:.1e}", f"{row['along']:.1e}"]
+        spread = f"× {math.exp(row['deviation']):.1f}"
+        rows.append([row["kind"], sizes, *numbers, spread, f"{row['c'] / middle:.2g}"])
+    return table(*rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "outcome": outcome,
     "speed": speed,
@@ -179,6 +234,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "precisions": precisions,
     "transferred": transferred,
     "from-sgd": from_sgd,
+    "beyond-search": beyond_search,
+    "beyond-proof": partial(beyond_proof, *beyond.TASKS),
+    "beyond-longer": partial(beyond_proof, "gpt", "gpt-600"),
+    "beyond-kinds": beyond_kinds,
     **{f"study-{task}": partial(study, task) for task in ("cnn", "vit", "gpt", "lora", "diffusion")},
 }
 

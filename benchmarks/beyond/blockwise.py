@@ -237,6 +237,7 @@ RULES: dict[str, Callable[[Mapping[str, float], str], Rule]] = {
     "rms": lambda point, task: lambda block, of: rms(of) ** -0.5,
     "constants": lambda point, task: _by_kind(point),
     "powers": lambda point, task: _powers(point),
+    "settled": lambda point, task: lambda block, of: rms(of) ** -0.75 * of.n**-0.125,  # as "powers" ended
     "rms-rows": lambda point, task: lambda block, of: rms(of) ** -0.5,
     "hindsight": lambda point, task: _hindsight(task),
 }

@@ -3,11 +3,13 @@
     python benchmarks/beyond/prove.py --task gpt --seeds 0,1,2,3,4
     python benchmarks/beyond/prove.py --task gpt --steps 1200 --seeds 0,1
     python benchmarks/beyond/prove.py --task gpt --width 256 --seeds 0,1
+    python benchmarks/beyond/prove.py --task diffusion --judges 100,101,102
 
-Where steps or width are others than in the search, each method first tries learning rates with the seed of
-the searches: an octave apart around its own, on while the best is on an edge, then half an octave beside the
-best. Constants, exponents and momenta stay as they were found. The record is
-benchmarks/results/beyond/proof/TASK[-STEPS][-wWIDTH].json; started again, it goes on.
+Where steps or width are others than in the search, or judges are given, each method first tries learning
+rates, and the judges, seeds of which the first is that of the searches, tell the best in the mean: an octave
+apart around its own, on while the best is on an edge, then half an octave beside the best. Constants,
+exponents and momenta stay as they were found. The record is
+benchmarks/results/beyond/proof/TASK[-STEPS][-wWIDTH][-judged].json; started again, it goes on.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import json
 import math
 from functools import partial
+from statistics import mean
 from typing import Any
 
 import torch
@@ -38,7 +41,7 @@ def problem_of(task: str, width: int | None) -> Problem:
 
 
 def tuned(
-    task: Task, problem: Problem, method: str, point: Point, steps: int | None
+    task: Task, problem: Problem, method: str, point: Point, steps: int | None, judges: list[int]
 ) -> tuple[Point, list[Any]]:
     """`point` with the best learning rate for these steps and this model, and the trials."""
     trials: dict[int, dict[str, Any]] = {}
@@ -46,8 +49,9 @@ def tuned(
     def at(k: int) -> float:
         if k not in trials:
             there = {**point, "lr": float(f"{point['lr'] * FACTOR**k:.4g}")}
-            trials[k] = {"point": there, **train(task, problem, method, there, seed=SEED, steps=steps)}
-        return loss_of(trials[k])
+            runs = {str(seed): train(task, problem, method, there, seed=seed, steps=steps) for seed in judges}
+            trials[k] = {"point": there, "runs": runs}
+        return mean(map(loss_of, trials[k]["runs"].values()))
 
     for k in (-2, 0, 2):
         at(k)
@@ -69,10 +73,13 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--width", type=int, help="of gpt; heads stay 32 wide")
+    parser.add_argument("--judges", help="seeds that choose the learning rate again, with commas")
     args = parser.parse_args()
     torch.set_num_threads(1)
     task, problem = ALL[args.task], problem_of(args.task, args.width)
     name = args.task + (f"-{args.steps}" if args.steps else "") + (f"-w{args.width}" if args.width else "")
+    name += "-judged" if args.judges else ""
+    judges = [int(seed) for seed in args.judges.split(",")] if args.judges else [SEED]
     path = RESULTS / "proof" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {
@@ -94,8 +101,10 @@ def main() -> None:
         entry = record["methods"].setdefault(method, {"runs": {}})
         if "point" not in entry:
             entry["point"] = best(json.loads(searched.read_text())["trials"])["point"]
-            if args.steps or args.width:
-                entry["point"], entry["trials"] = tuned(task, problem, method, entry["point"], args.steps)
+            if args.steps or args.width or args.judges:
+                entry["point"], entry["trials"] = tuned(
+                    task, problem, method, entry["point"], args.steps, judges
+                )
         for seed in args.seeds.split(","):
             if seed not in entry["runs"]:
                 run = train(task, problem, method, entry["point"], seed=int(seed), steps=args.steps)
