@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from scipy.stats import spearmanr
 
 import beyond
 from sgd_sai.lab import cells, tuned
@@ -176,53 +177,90 @@ def study(task: str) -> str:
 
 def beyond_search() -> str:
     """The best held-out loss of each search of `benchmarks/beyond`, and its trials."""
-    found = {task: of for task in beyond.TASKS if (of := beyond.searched(task))}
-    rows = [["scales", *found]]
+    return _by_task(lambda trial: f"{trial['val_loss']:.4f} · {trial['trials']}")
+
+
+def beyond_rates() -> str:
+    """The learning rate that each search ended with, and how far apart those of the tasks are."""
+    found = [beyond.searched(task) for task in beyond.TASKS]
+
+    def apart(method: str) -> str:
+        rates = [of[method]["point"]["lr"] for of in found if method in of]
+        return f"{max(rates) / min(rates):.1f} ×" if len(rates) == len(found) else cells.MISSING
+
+    return _by_task(lambda trial: f"{trial['point']['lr']:.2g}", **{"most ÷ least": apart})
+
+
+def beyond_powers() -> str:
+    """The exponents that the searches found, task by task."""
+    rows = [["task", "p", "s", "factor of vectors", "momentum", "η"]]
+    for task in beyond.TASKS:
+        point = beyond.searched(task)["powers"]["point"]
+        names = ("power of rms(g)", "power of d", "c of vectors")
+        rows.append([task, *(f"{point[name]:.2f}" for name in names), f"{1 - point['1 - mu']:.2f}"])
+        rows[-1].append(f"{point['lr']:.2g}")
+    return table(*rows)
+
+
+def _by_task(shown: Callable[[dict[str, Any]], str], **more: Callable[[str], str]) -> str:
+    """A row a method, a column a task with what is shown of its best trial, then `more` columns."""
+    found = {task: beyond.searched(task) for task in beyond.TASKS}
+    rows = [["scales", *found, *more]]
     for method, label in beyond.LABELS.items():
         trials = [of.get(method) for of in found.values()]
         if any(trials):
-            rows.append([label, *(_search_shown(trial) if trial else cells.MISSING for trial in trials)])
+            row = [shown(trial) if trial else cells.MISSING for trial in trials]
+            rows.append([label, *row, *(column(method) for column in more.values())])
     return table(*rows)
 
 
-def _search_shown(trial: dict[str, Any]) -> str:
-    return f"{trial['val_loss']:.4f} · η {trial['point']['lr']:.2g} · {trial['trials']}"
-
-
-def beyond_proof(*names: str) -> str:
-    """Results on seeds that no search has seen, and by how much they are behind AdamW's."""
-    found = {name: of for name in names if (of := beyond.proven(name))}
-    titles = [f"{name}, {len(of['adamw'])} seeds" for name, of in found.items()]
-    rows = [["scales", *titles]]
-    for method, label in beyond.LABELS.items():
-        if any(method in of for of in found.values()):
-            rows.append([label, *(_proof_shown(name, method) for name in found)])
+def beyond_proof(titles: dict[str, str], methods: Collection[str]) -> str:
+    """By how much each method is behind AdamW on seeds that no search has seen; of AdamW what it reached."""
+    found = {name: of for name in titles if (of := beyond.proven(name))}
+    rows = [["scales", *(f"{titles[name]}, {len(of['adamw'])} seeds" for name, of in found.items())]]
+    for method in methods:
+        rows.append([beyond.LABELS[method], *(_behind(name, method) for name in found)])
     return table(*rows)
 
 
-def _proof_shown(name: str, method: str) -> str:
+def _behind(name: str, method: str) -> str:
     runs = beyond.proven(name)
     if method not in runs:
         return cells.MISSING
-    result = mean(runs[method].values())
-    shown = f"{result:.1%}" if beyond.by_accuracy(name.partition("-")[0]) else f"{result:.4f}"
     if method == "adamw":
-        return shown
+        result = mean(runs[method].values())
+        return f"{result:.1%}" if beyond.by_accuracy(name) else f"{result:.4f} nats"
     behind, interval = beyond.behind(name, method)
     ends = f" ({100 * interval[0]:+.1f} to {100 * interval[1]:+.1f})" if interval else ""
-    return f"{shown} · {100 * behind:+.1f} %{ends}"
+    return f"{100 * behind:+.1f}{ends}".replace("-", "−")
 
 
-def beyond_kinds() -> str:
-    """What was measured of each kind of block of the lab's gpt, and the constants that the search found."""
-    found = beyond.kinds("gpt")
-    middle = math.exp(mean(math.log(row["c"]) for row in found))
-    rows = [["kind", "d", "rms(g), first", "rms(g), AdamW's run", "spread of √v within", "c, searched"]]
+def beyond_apart() -> str:
+    """What is lost on gpt by one number a block, and what by numbers that do not change."""
+    return table(
+        ["", "one number a block", "one number an element"],
+        ["fixed, of AdamW's own run", _behind("gpt", "hindsight"), _behind("gpt", "elements")],
+        ["fixed, of the first gradient", _behind("gpt", "settled"), cells.MISSING],
+        ["followed over time", _behind("gpt", "adaptive"), "AdamW itself"],
+    )
+
+
+def beyond_kinds(task: str, ranked: bool = False) -> str:
+    """What was measured of each kind of block of a task, and the constants that the search found."""
+    found = beyond.kinds(task)
+    measured = {"mean of d": "d", "rms(g)": "rms(g)", "rms(w)": "rms(w)", "curvature": "curvature"}
+    later = {"along": "rms(g), AdamW's run", "spread": "spread of √v within"}
+    rows = [["kind", *measured.values(), *later.values(), "c, searched"]]
     for row in found:
-        sizes = " to ".join(dict.fromkeys(f"{d:,}" for d in (row["d"][0], row["d"][-1])))
-        numbers = [f"{row['rms(g)']['adamw'][1]:.1e}", f"{row['along']:.1e}"]
-        spread = f"× {math.exp(row['deviation']):.1f}"
-        rows.append([row["kind"], sizes, *numbers, spread, f"{row['c'] / middle:.2g}"])
+        sizes = " to ".join(dict.fromkeys(f"{d:,}" for d in row["d"]))
+        numbers = [f"{row[name]:.1e}" if row[name] else "0" for name in ("rms(g)", "rms(w)")]
+        later_shown = [f"{row['along']:.1e}", f"× {row['spread']:.1f}"]
+        curvature = f"{row['curvature']:.2g}".replace("-", "−")
+        rows.append([row["kind"], sizes, *numbers, curvature, *later_shown, f"{row['c']:.2g}"])
+    if ranked:
+        pairs = [([row[name] for row in found], [row["c"] for row in found]) for name in (*measured, *later)]
+        ranks = [f"{spearmanr(*pair)[0]:+.2f}".replace("-", "−") for pair in pairs]
+        rows.append(["*rank correlation with c*", *ranks, ""])
     return table(*rows)
 
 
@@ -235,9 +273,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "transferred": transferred,
     "from-sgd": from_sgd,
     "beyond-search": beyond_search,
-    "beyond-proof": partial(beyond_proof, *beyond.TASKS),
-    "beyond-longer": partial(beyond_proof, "gpt", "gpt-600"),
-    "beyond-kinds": beyond_kinds,
+    "beyond-rates": beyond_rates,
+    "beyond-powers": beyond_powers,
+    "beyond-proof": partial(beyond_proof, {task: task for task in beyond.TASKS}, beyond.LABELS),
+    "beyond-larger": partial(beyond_proof, beyond.LARGER, beyond.ALSO_LARGER),
+    "beyond-cliff": partial(beyond_proof, beyond.CLIFF, [*beyond.proven("diffusion-judged")]),
+    "beyond-apart": beyond_apart,
+    "beyond-kinds-gpt": partial(beyond_kinds, "gpt", ranked=True),
+    **{f"beyond-kinds-{task}": partial(beyond_kinds, task) for task in beyond.TASKS if task != "gpt"},
     **{f"study-{task}": partial(study, task) for task in ("cnn", "vit", "gpt", "lora", "diffusion")},
 }
 

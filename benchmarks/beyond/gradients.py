@@ -5,7 +5,8 @@
 One run of each at the best point of its search, with the same seed. The record,
 benchmarks/results/beyond/gradients/TASK.json, has for every block the root mean square of its gradient and of
 its weights at some steps, the geometric mean of the former over all steps, and for AdamW how far its second
-moment differs within the block: the deviation of log √v over its elements.
+moment differs within the block: the deviation of log √v over its elements. Before the first step, the second
+derivative of the loss along the block's gradient. Started again, it adds what a record lacks.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from blockwise import RESULTS, blocks, train
+from blockwise import RESULTS, Block, blocks, train
 from search import SEED, best
 from sgd_sai.lab import runner
 from sgd_sai.lab.provenance import command, machine, now, versions
 from sgd_sai.lab.records import write_json
-from sgd_sai.lab.tasks import ALL
+from sgd_sai.lab.tasks import ALL, Problem
 
 STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 300)
+DISPLACEMENT = 1e-3  # root mean square over a block's elements, to see how its gradient changes
 _LEAST = 1e-30  # of a v that counts: elements that never had a gradient have none
 
 
@@ -68,6 +70,41 @@ class Watch:
         }
 
 
+def curvature(problem: Problem) -> dict[str, float]:
+    """The second derivative of the first batch's loss along each block's gradient; 0 where that is zero.
+
+    By the difference of the gradients on both sides, `DISPLACEMENT` away.
+    """
+    torch.manual_seed(SEED)
+    model = problem.model()
+    batch, found = problem.batch(SEED, 0), {}
+
+    def slope(block: Block, direction: torch.Tensor) -> float:
+        model.zero_grad()
+        torch.manual_seed(SEED)
+        problem.loss(model, batch).backward()  # type: ignore[no-untyped-call]
+        return float((block.of(block.param.grad) * direction).sum())
+
+    torch.manual_seed(SEED)
+    problem.loss(model, batch).backward()  # type: ignore[no-untyped-call]
+    directions = {block.name: block.of(block.param.grad).clone() for block in blocks(model)}
+    for block in blocks(model):
+        direction = directions[block.name]
+        if (length := direction.norm()) == 0:
+            found[block.name] = 0.0
+            continue
+        direction /= length
+        h, before, sides = DISPLACEMENT * math.sqrt(direction.numel()), block.param.detach().clone(), []
+        for sign in (1.0, -1.0):
+            with torch.no_grad():
+                block.of(block.param).add_(direction, alpha=sign * h)
+            sides.append(slope(block, direction))
+            with torch.no_grad():
+                block.param.copy_(before)
+        found[block.name] = (sides[0] - sides[1]) / (2 * h)
+    return _short(found)
+
+
 def _rms(tensor: torch.Tensor) -> float:
     return math.sqrt(tensor.double().square().mean().item())
 
@@ -83,6 +120,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     task, problem = ALL[args.task], runner.load(args.task, None)
+    path = RESULTS / "gradients" / f"{args.task}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {
         "command": command(),
         "date": now(),
@@ -93,13 +132,16 @@ def main() -> None:
             block.name: [block.kind, block.of(block.param).numel()] for block in blocks(problem.model())
         },
     }
+    if path.exists():
+        record = json.loads(path.read_text())
     for method in ("adamw", "sgd"):
-        trials = json.loads((RESULTS / "search" / f"{args.task}-{method}.json").read_text())["trials"]
-        watch = Watch()
-        train(task, problem, method, best(trials)["point"], seed=SEED, watch=watch)
-        record[method] = watch.record()
-    path = RESULTS / "gradients" / f"{args.task}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+        if method not in record:
+            trials = json.loads((RESULTS / "search" / f"{args.task}-{method}.json").read_text())["trials"]
+            watch = Watch()
+            train(task, problem, method, best(trials)["point"], seed=SEED, watch=watch)
+            record[method] = watch.record()
+    if "curvature along the gradient" not in record:
+        record["curvature along the gradient"] = curvature(problem)
     write_json(path, record)
 
 

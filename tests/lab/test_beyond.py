@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import blockwise
+import gradients
 import search
 from sgd_sai import SGDSaI
 from sgd_sai.lab import optimizers
 from sgd_sai.lab.tasks import ALL
 
 STEPS = 4
+ROOT = Path(__file__).parents[2]
 
 
 def small():
@@ -49,6 +53,18 @@ def test_g_snr_a_block_is_sgd_sai():
     decay = ALL["cnn"].shrink / 0.1
     sai = SGDSaI(optimizers.groups(theirs), lr=0.1, weight_decay=decay, normalize="rms", eps=1e-8)
     torch.testing.assert_close(learn(ours, made(ours, "sgd-sai")), learn(theirs, sai))
+
+
+def test_the_rule_of_the_page_is_what_was_measured():
+    page = (ROOT / "docs" / "beyond.md").read_text("utf-8")
+    names = {}
+    exec(re.search(r"```python\n(def rule.*?)\noptimizer", page, re.DOTALL)[1], names)
+    ours, theirs = small(), small()
+    decay = ALL["cnn"].shrink / 0.1
+    rule = SGDSaI(
+        optimizers.groups(theirs), lr=0.1, weight_decay=decay, normalize="rms", eps=0.0, scale=names["rule"]
+    )
+    torch.testing.assert_close(learn(ours, made(ours, "settled")), learn(theirs, rule))
 
 
 def test_equal_constants_are_sgd():
@@ -93,6 +109,26 @@ def test_fused_query_key_and_value_are_three_blocks_and_rows_may_be_blocks():
     ]
     parts = [block.of(model["c_attn"].weight) for block in blockwise.blocks(model)[:3]]
     assert torch.equal(torch.cat(parts, dim=1), model["c_attn"].weight)
+
+
+def test_curvature_along_the_gradient():
+    """Of ½ Σ aᵢ wᵢ² along g = a w: Σ aᵢ gᵢ² / Σ gᵢ²."""
+    weights = {"first": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "last": torch.zeros(2, 1)}
+    bends = torch.tensor([[1.0, 10.0], [5.0, 2.0]])
+
+    class Problem:
+        def model(self):
+            return nn.ParameterDict({"0": weights["first"].clone(), "3": weights["last"].clone()})
+
+        def batch(self, seed, step):
+            return ()
+
+        def loss(self, model, batch):
+            return 0.5 * (bends * model["0"].square()).sum() + model["3"].square().sum()
+
+    g = bends * weights["first"]
+    found = gradients.curvature(Problem())
+    assert found == {"0": pytest.approx(float((bends * g**2).sum() / (g**2).sum()), rel=1e-3), "3": 0.0}
 
 
 def test_the_search_finds_the_minimum_and_goes_on_where_it_was():

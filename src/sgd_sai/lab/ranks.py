@@ -27,8 +27,8 @@ from sgd_sai.lab.tasks.problem import Batch
 T = TypeVar("T")
 
 _PATIENCE = timedelta(hours=3)  # while rank 0 trains a model that a task starts from
-# Seconds. DTensor's caches keep gloo's threads alive. A thread that still holds a tensor needs Python to let it
-# go, and aborts the process if Python is ending by then (torch 2.13: one run of FSDP2 in fourteen).
+# Seconds. DTensor's caches keep gloo's threads alive. A thread that still holds a tensor needs Python to let
+# it go, and aborts the process if Python is ending by then (torch 2.13: one run of FSDP2 in fourteen).
 _PARTING = 0.2
 
 
