@@ -58,7 +58,7 @@ def test_g_snr_a_block_is_sgd_sai():
 def test_the_rule_of_the_page_is_what_was_measured():
     page = (ROOT / "docs" / "beyond.md").read_text("utf-8")
     names = {}
-    exec(re.search(r"```python\n(def rule.*?)\noptimizer", page, re.DOTALL)[1], names)
+    exec(re.search(r"(def rule.*?)\noptimizer", page, re.DOTALL)[1], names)
     ours, theirs = small(), small()
     decay = ALL["cnn"].shrink / 0.1
     rule = SGDSaI(
