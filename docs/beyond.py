@@ -32,6 +32,12 @@ LABELS = {
 CLIFF = {"diffusion": "chosen on one seed", "diffusion-judged": "chosen on three seeds"}
 #: File of proofs → what is larger in it.
 LARGER = {"gpt": "128 wide, 300 steps", "gpt-w256": "256 wide, 300 steps", "gpt-600": "128 wide, 600 steps"}
+#: File of proofs → on which data.
+OTHER_DATA = {
+    "gpt-tinyshakespeare": "gpt on Shakespeare",
+    "lora-e2e": "lora on E2E NLG",
+}
+ALSO_OTHER_DATA = ("sgd", "sgd-sai", "rms", "settled", "adamw")
 ALSO_LARGER = ("sgd", "rms", "settled", "constants", "adamw")
 
 

@@ -218,7 +218,7 @@ def beyond_proof(titles: dict[str, str], methods: Collection[str]) -> str:
     """By how much each method is behind AdamW on seeds that no search has seen; of AdamW what it reached."""
     found = {name: of for name in titles if (of := beyond.proven(name))}
     rows = [["scales", *(f"{titles[name]}, {len(of['adamw'])} seeds" for name, of in found.items())]]
-    for method in methods:
+    for method in (method for method in methods if any(method in of for of in found.values())):
         rows.append([beyond.LABELS[method], *(_behind(name, method) for name in found)])
     return table(*rows)
 
@@ -277,6 +277,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "beyond-powers": beyond_powers,
     "beyond-proof": partial(beyond_proof, {task: task for task in beyond.TASKS}, beyond.LABELS),
     "beyond-larger": partial(beyond_proof, beyond.LARGER, beyond.ALSO_LARGER),
+    "beyond-data": partial(beyond_proof, beyond.OTHER_DATA, beyond.ALSO_OTHER_DATA),
     "beyond-cliff": partial(beyond_proof, beyond.CLIFF, [*beyond.proven("diffusion-judged")]),
     "beyond-apart": beyond_apart,
     "beyond-kinds-gpt": partial(beyond_kinds, "gpt", ranked=True),

@@ -1,15 +1,16 @@
-"""Run the best point of each search on seeds that no search has seen, or on longer runs, or on a wider model.
+"""Run the best point of each search on new seeds, for longer, on a wider model, on other data.
 
     python benchmarks/beyond/prove.py --task gpt --seeds 0,1,2,3,4
     python benchmarks/beyond/prove.py --task gpt --steps 1200 --seeds 0,1
     python benchmarks/beyond/prove.py --task gpt --width 256 --seeds 0,1
+    python benchmarks/beyond/prove.py --task gpt --data data/tinyshakespeare.txt --seeds 0,1,2
     python benchmarks/beyond/prove.py --task diffusion --judges 100,101,102
 
-Where steps or width are others than in the search, or judges are given, each method first tries learning
-rates, and the judges, seeds of which the first is that of the searches, tell the best in the mean: an octave
-apart around its own, on while the best is on an edge, then half an octave beside the best. Constants,
-exponents and momenta stay as they were found. The record is
-benchmarks/results/beyond/proof/TASK[-STEPS][-wWIDTH][-judged].json; started again, it goes on.
+Where steps, width or data are others than in the search, or judges are given, each method first tries
+learning rates, and the judges, seeds of which the first is that of the searches, tell the best in the mean:
+an octave apart around its own, on while the best is on an edge, then half an octave beside the best.
+Constants, exponents and momenta stay as they were found. The record is
+benchmarks/results/beyond/proof/TASK[-STEPS][-wWIDTH][-DATA][-judged].json; started again, it goes on.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import json
 import math
 from functools import partial
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -33,11 +35,11 @@ from sgd_sai.lab.tasks import ALL, Problem, Task, gpt
 FACTOR = math.sqrt(2.0)  # between learning rates
 
 
-def problem_of(task: str, width: int | None) -> Problem:
-    """The lab's problem, its model of another width where one is given."""
+def problem_of(task: str, width: int | None, data: str | None) -> Problem:
+    """The lab's problem, its model of another width or on other data where they are given."""
     if width is None:
-        return runner.load(task, None)
-    return gpt.load(None, partial(gpt.model, width, 4, width // 32, gpt.CONTEXT))
+        return runner.load(task, data)
+    return gpt.load(Path(data) if data else None, partial(gpt.model, width, 4, width // 32, gpt.CONTEXT))
 
 
 def tuned(
@@ -73,11 +75,13 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--width", type=int, help="of gpt; heads stay 32 wide")
+    parser.add_argument("--data", help="of the task, instead of its own: as for `sgd-sai compare`")
     parser.add_argument("--judges", help="seeds that choose the learning rate again, with commas")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    task, problem = ALL[args.task], problem_of(args.task, args.width)
+    task, problem = ALL[args.task], problem_of(args.task, args.width, args.data)
     name = args.task + (f"-{args.steps}" if args.steps else "") + (f"-w{args.width}" if args.width else "")
+    name += f"-{Path(args.data).stem}" if args.data else ""
     name += "-judged" if args.judges else ""
     judges = [int(seed) for seed in args.judges.split(",")] if args.judges else [SEED]
     path = RESULTS / "proof" / f"{name}.json"
@@ -101,7 +105,7 @@ def main() -> None:
         entry = record["methods"].setdefault(method, {"runs": {}})
         if "point" not in entry:
             entry["point"] = best(json.loads(searched.read_text())["trials"])["point"]
-            if args.steps or args.width or args.judges:
+            if args.steps or args.width or args.data or args.judges:
                 entry["point"], entry["trials"] = tuned(
                     task, problem, method, entry["point"], args.steps, judges
                 )
