@@ -250,17 +250,17 @@ def beyond_kinds(task: str, ranked: bool = False) -> str:
     found = beyond.kinds(task)
     measured = {"mean of d": "d", "rms(g)": "rms(g)", "rms(w)": "rms(w)", "curvature": "curvature"}
     later = {"along": "rms(g), AdamW's run", "spread": "spread of √v within"}
-    rows = [["kind", *measured.values(), *later.values(), "c, searched"]]
+    rows = [["kind", "c, searched", *measured.values(), *later.values()]]
     for row in found:
         sizes = " to ".join(dict.fromkeys(f"{d:,}" for d in row["d"]))
         numbers = [f"{row[name]:.1e}" if row[name] else "0" for name in ("rms(g)", "rms(w)")]
         later_shown = [f"{row['along']:.1e}", f"× {row['spread']:.1f}"]
         curvature = f"{row['curvature']:.2g}".replace("-", "−")
-        rows.append([row["kind"], sizes, *numbers, curvature, *later_shown, f"{row['c']:.2g}"])
+        rows.append([row["kind"], f"{row['c']:.2g}", sizes, *numbers, curvature, *later_shown])
     if ranked:
         pairs = [([row[name] for row in found], [row["c"] for row in found]) for name in (*measured, *later)]
         ranks = [f"{spearmanr(*pair)[0]:+.2f}".replace("-", "−") for pair in pairs]
-        rows.append(["*rank correlation with c*", *ranks, ""])
+        rows.append(["*rank correlation with c*", "", *ranks])
     return table(*rows)
 
 
