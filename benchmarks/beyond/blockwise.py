@@ -101,26 +101,17 @@ def rms(of_block: Moments) -> float:
     return of_block.norm / math.sqrt(of_block.n)
 
 
-class Blockwise(Optimizer):
-    """Momentum with one constant a block, each found at the block's first gradient that is not zero.
+class Scaled(Optimizer):
+    """Momentum and decoupled decay; how far each element then moves is a subclass's."""
 
-    As in `SGDSaI`, one that is found later gets no more than the largest of the first, unless it is given.
-    """
-
-    def __init__(
-        self, of: list[Block], rule: Rule, lr: float, momentum: float, shrink: float, given: bool = False
-    ) -> None:
+    def __init__(self, params: list[Tensor], lr: float, momentum: float, shrink: float) -> None:
         """κ = `shrink` is what a step at the peak rate `lr` takes off a decayed weight."""
-        super().__init__([block.param for block in of], {"lr": lr})
-        self.blocks, self.rule, self.momentum, self.kappa, self.peak = of, rule, momentum, shrink, lr
-        self.scales: dict[str, float] = {}
-        self.largest = math.inf if given else 0.0
-        self.normalizer = 0.0
+        super().__init__(params, {"lr": lr})
+        self.momentum, self.kappa, self.peak = momentum, shrink, lr
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step of every parameter; all have gradients."""
-        self.measure()
         lr = self.param_groups[0]["lr"]
         for param in self.param_groups[0]["params"]:
             state = self.state[param]
@@ -130,6 +121,32 @@ class Blockwise(Optimizer):
                 state["momentum_buffer"].lerp_(param.grad, 1 - self.momentum)
             if param.dim() >= 2:
                 param.mul_(1 - self.kappa * lr / self.peak)
+        self.move(lr)
+
+    def move(self, lr: float) -> None:
+        """Take the scaled momentum off the parameters."""
+        raise NotImplementedError
+
+
+class Blockwise(Scaled):
+    """Momentum with one constant a block, each found at the block's first gradient that is not zero.
+
+    As in `SGDSaI`, one that is found later gets no more than the largest of the first, unless it is given.
+    """
+
+    def __init__(
+        self, of: list[Block], rule: Rule, lr: float, momentum: float, shrink: float, given: bool = False
+    ) -> None:
+        """`given`: the constants do not depend on gradients. The rest as for `Scaled`."""
+        super().__init__([block.param for block in of], lr, momentum, shrink)
+        self.blocks, self.rule = of, rule
+        self.scales: dict[str, float] = {}
+        self.largest = math.inf if given else 0.0
+        self.normalizer = 0.0
+
+    def move(self, lr: float) -> None:
+        """By each block's scale, those included that are found now."""
+        self.measure()
         for block in self.blocks:
             if block.name in self.scales:
                 momentum = block.of(self.state[block.param]["momentum_buffer"])
@@ -169,27 +186,28 @@ class Adaptive(Blockwise):
                 self.scales[name] = math.sqrt((1 - self.beta2 ** self.seen[name]) / self.v[name])
 
 
-class Elementwise(Optimizer):
+class Elementwise(Scaled):
     """Momentum with one constant an element: 1 over the rms of its gradient in AdamW's own run."""
 
     def __init__(self, scales: dict[Tensor, Tensor], lr: float, momentum: float, shrink: float) -> None:
-        """`scales` are those of the parameters; κ = `shrink` as for `Blockwise`."""
-        super().__init__(list(scales), {"lr": lr})
-        self.scales, self.momentum, self.kappa, self.peak = scales, momentum, shrink, lr
+        """`scales` are those of the parameters; the rest as for `Scaled`."""
+        super().__init__(list(scales), lr, momentum, shrink)
+        self.scales = scales
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step of every parameter; all have gradients."""
-        lr = self.param_groups[0]["lr"]
+    def move(self, lr: float) -> None:
+        """By each element's scale."""
         for param, scale in self.scales.items():
-            state = self.state[param]
-            if not state:
-                state["momentum_buffer"] = param.grad.clone()
-            else:
-                state["momentum_buffer"].lerp_(param.grad, 1 - self.momentum)
-            if param.dim() >= 2:
-                param.mul_(1 - self.kappa * lr / self.peak)
-            param.addcmul_(state["momentum_buffer"], scale, value=-lr)
+            param.addcmul_(self.state[param]["momentum_buffer"], scale, value=-lr)
+
+
+def loss_of(trial: dict[str, Any]) -> float:
+    """The held-out loss of a trial, ∞ if it diverged."""
+    return float(trial.get("val_loss", math.inf))
+
+
+def best(trials: list[dict[str, Any]]) -> dict[str, Any]:
+    """The trial with the least held-out loss."""
+    return min(trials, key=loss_of)
 
 
 @cache
@@ -206,7 +224,7 @@ def elements_along_adamw(task: Task, seed: int, steps: int) -> list[Tensor]:
         else:
             sums.extend(squares)
 
-    trial = min(record["trials"], key=lambda trial: trial.get("val_loss", math.inf))
+    trial = best(record["trials"])
     problem = runner.load(task.name, None)
     train(task, problem, "adamw", trial["point"], seed=seed, steps=steps, watch=add)
     return [torch.where(total > 0, (total / steps).rsqrt(), 0.0) for total in sums]

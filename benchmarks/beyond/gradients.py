@@ -20,8 +20,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from blockwise import RESULTS, Block, blocks, train
-from search import SEED, best
+from blockwise import RESULTS, Block, best, blocks, train
+from search import SEED
 from sgd_sai.lab import runner
 from sgd_sai.lab.provenance import command, machine, now, versions
 from sgd_sai.lab.records import write_json

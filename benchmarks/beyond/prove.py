@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
-from blockwise import METHODS, RESULTS, train
-from search import SEED, Point, best, loss_of
+from blockwise import METHODS, RESULTS, best, loss_of, train
+from search import SEED, Point
 from sgd_sai.lab import runner
 from sgd_sai.lab.provenance import command, machine, now, versions
 from sgd_sai.lab.records import write_json

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from blockwise import METHODS, RESULTS, blocks, kinds, rms, train
+from blockwise import METHODS, RESULTS, best, blocks, kinds, loss_of, rms, train
 from sgd_sai.gsnr import measure
 from sgd_sai.lab import runner
 from sgd_sai.lab.provenance import command, machine, now, versions
@@ -103,16 +103,6 @@ def first_constants(task: str) -> dict[str, float]:
             of_kind[block.kind].append(-0.5 * math.log(rms(of_block)))
     found = {kind: math.exp(sum(logs) / len(logs)) for kind, logs in of_kind.items() if logs}
     return {kind: float(f"{found.get(kind, max(found.values())):.4g}") for kind in of_kind}
-
-
-def loss_of(trial: dict[str, Any]) -> float:
-    """The held-out loss of a trial, ∞ if it diverged."""
-    return float(trial.get("val_loss", math.inf))
-
-
-def best(trials: list[dict[str, Any]]) -> dict[str, Any]:
-    """The trial with the least held-out loss."""
-    return min(trials, key=loss_of)
 
 
 def following(trials: list[dict[str, Any]], beginnings: list[Point], searched: dict[str, Number]) -> Point:

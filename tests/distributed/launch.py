@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sgd_sai import SGDSaI
+from sgd_sai.lab import ranks
 
 STEPS = 5
 LR = 0.5
@@ -103,6 +103,4 @@ if __name__ == "__main__":
     weights = {name: whole(p) for name, p in trained.named_parameters()}
     if dist.get_rank() == 0:
         torch.save(weights, args.out)
-    dist.barrier()
-    dist.destroy_process_group()
-    time.sleep(0.2)  # as sgd_sai.lab.ranks does
+    ranks.part()

@@ -153,4 +153,4 @@ def test_the_search_finds_the_minimum_and_goes_on_where_it_was():
             else {"point": point, "diverged": 1}
         )
     assert [trial["point"] for trial in trials[:2]] == beginnings
-    assert search.loss_of(search.best(trials)) < 0.05
+    assert blockwise.loss_of(blockwise.best(trials)) < 0.05

@@ -49,6 +49,11 @@ def group() -> Iterator[None]:
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=_PATIENCE)
     yield
+    part()
+
+
+def part() -> None:
+    """The end of all that the ranks do together, and of what Python does on them."""
     dist.barrier()
     dist.destroy_process_group()
     time.sleep(_PARTING)
