@@ -316,7 +316,7 @@ def test_compiled_step_with_a_changing_momentum() -> None:
         give_gradients(params, i)
         step()
         scheduler.step()
-    assert counter.frame_count <= 2
+    assert counter.frame_count == 2
 
 
 def test_compiled_by_inductor() -> None:
