@@ -1,10 +1,11 @@
 """Full-parameter training of a Llama in 3 bytes a parameter: bf16 weights, 8-bit momentum, no gradients.
 
     python benchmarks/full_training_in_24_gb.py                         # Llama-2-7B on a GPU: under 24 GB
+    python benchmarks/full_training_in_24_gb.py --momentum 0            # 2 bytes a parameter
     python benchmarks/full_training_in_24_gb.py --model small --device cpu
 
 From the config with random weights, at batch 1, with activation checkpointing; nothing is offloaded, nothing
-is of low rank. A process for each measurement. Peak: what torch's allocator held at most on a GPU; what the
+is of low rank. Every step sees the same random tokens, so the loss falls if the steps are right. A process for each measurement. Peak: what torch's allocator held at most on a GPU; what the
 process held at most above its start on the CPU, where activations of a short context are a small part and
 malloc is told to give every freed tensor back.
 """
@@ -87,12 +88,19 @@ class Peak:
         return self.bytes() - self.start
 
 
-def optimizer_of(model: LlamaForCausalLM, plain: bool) -> torch.optim.Optimizer:
+def optimizer_of(
+    model: LlamaForCausalLM, plain: bool, lr: float | None, momentum: float
+) -> torch.optim.Optimizer:
     """SGD-SaI inside backward, or AdamW after it."""
     if plain:
-        return torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=False)
+        return torch.optim.AdamW(model.parameters(), lr=1e-4 if lr is None else lr, foreach=False)
     optimizer = SGDSaI(
-        model.parameters(), lr=0.1, state_dtype="8bit", rounding="stochastic", measure_first=True
+        model.parameters(),
+        lr=0.1 if lr is None else lr,
+        momentum=momentum,
+        state_dtype="8bit" if momentum else None,
+        rounding="stochastic",
+        measure_first=True,
     )
     gradient_release(model, optimizer)
     return optimizer
@@ -101,10 +109,10 @@ def optimizer_of(model: LlamaForCausalLM, plain: bool) -> torch.optim.Optimizer:
 def train(
     model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, context: int, steps: int
 ) -> Iterator[tuple[float, float]]:
-    """Steps on random tokens; the loss and the seconds of each."""
+    """Steps on the same random tokens; the loss and the seconds of each."""
+    tokens = torch.randint(model.config.vocab_size, (1, context), device=model.device)
     for _ in range(steps):
         begin = time.perf_counter()
-        tokens = torch.randint(model.config.vocab_size, (1, context), device=model.device)
         loss = model(input_ids=tokens, labels=tokens).loss
         optimizer.zero_grad()
         loss.backward()
@@ -120,6 +128,8 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--lr", type=float, help="default: 0.1, with --plain 1e-4")
+    parser.add_argument("--momentum", type=float, default=0.9, help="kept in 8 bits; 0: none is kept")
     parser.add_argument("--plain", action="store_true", help="AdamW without release instead, for comparison")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -132,8 +142,9 @@ def main() -> int:
         thresholds = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | thresholds)
     torch.manual_seed(0)
+    choice = args.plain, args.lr, args.momentum
     tiny = model_on(device, "tiny", 16)  # loads the code of every operation, which is no memory of training
-    for _ in train(tiny, optimizer_of(tiny, args.plain), 16, 2):
+    for _ in train(tiny, optimizer_of(tiny, *choice), 16, 2):
         pass
     peak = Peak(device)
     model = model_on(device, args.model, args.context)
@@ -141,10 +152,11 @@ def main() -> int:
     if args.plain:
         planned = plan(model, "adamw")
     else:
-        planned = plan(model, "sgd-sai", state_dtype="8bit", gradient_release=True)
+        state_dtype = "8bit" if args.momentum else "none"
+        planned = plan(model, "sgd-sai", state_dtype=state_dtype, gradient_release=True)
     losses, seconds, peaks = [], [], []
     peak.reset()
-    for loss, took in train(model, optimizer_of(model, args.plain), args.context, args.steps):
+    for loss, took in train(model, optimizer_of(model, *choice), args.context, args.steps):
         losses.append(loss)
         seconds.append(took)
         peaks.append(peak.held())
@@ -154,7 +166,11 @@ def main() -> int:
         "model": args.model,
         "parameters": params,
         "context": args.context,
-        "optimizer": "AdamW, bf16 state" if args.plain else "SGD-SaI, 8-bit momentum, gradient release",
+        "optimizer": (
+            "AdamW, bf16 state"
+            if args.plain
+            else f"SGD-SaI, {'8-bit' if args.momentum else 'no'} momentum, gradient release"
+        ),
         "peak_bytes": max(peaks),
         "peak_bytes_each_step": peaks,
         "peak_bytes_a_parameter": round(max(peaks) / params, 3),

@@ -68,7 +68,7 @@ def give_gradients(params: list[nn.Parameter], step: int, scale: float = 1.0) ->
     generator = torch.Generator().manual_seed(1000 + step)
     for p in params:
         g = torch.randn(p.shape, generator=generator, dtype=torch.float64) * scale
-        p.grad = g.to(torch.complex128 if p.is_complex() else torch.float64).to(p.dtype)
+        p.grad = g.to(torch.complex128 if p.is_complex() else torch.float64).to(p.device, p.dtype)
 
 
 class Watch(TorchDispatchMode):

@@ -374,7 +374,7 @@ def test_compiles_ahead_of_time_to_vectors_of_16_bytes(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel = load_kernel(monkeypatch, interpret=False)
     pointers = {
-        "chunks": "*i32", "sizes": "*i64", "addresses": "*i64", "scales": "*fp64", "options": "*fp64",
+        "chunks": "*i32", "sizes": "*i64", "addresses": "*i64", "scales": "*fp64", "factors": "*fp64",
         "lr": "*fp32", "grad_scale": "*fp32", "found_inf": "*fp32",
     }  # fmt: skip
     of_dtype = kernel.TYPES[getattr(torch, dtype)]
@@ -391,6 +391,19 @@ def test_compiles_ahead_of_time_to_vectors_of_16_bytes(
     assert len(re.findall(r"ld\.global\S*\.v4\.", compiled.asm["ptx"])) == 3 * vectors // threads
     assert len(re.findall(r"st\.global\S*\.v4\.", compiled.asm["ptx"])) == 2 * vectors // threads
     assert compiled.asm["cubin"]
+
+
+def test_no_argument_has_a_name_that_triton_takes_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a launch on a GPU binds the arguments: one called `options` interprets and compiles, but cannot run."""
+    jit = pytest.importorskip("triton.runtime.jit")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler.compiler import make_backend
+
+    step = load_kernel(monkeypatch, interpret=False).step
+    binder = jit.create_function_from_signature(
+        step.signature, step.params, make_backend(GPUTarget("cuda", 90, 32))
+    )
+    assert callable(binder)
 
 
 @gpu

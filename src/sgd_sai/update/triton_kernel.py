@@ -22,7 +22,7 @@ def step(
     sizes,
     addresses,
     scales,
-    options,
+    factors,
     lr,
     grad_scale,
     found_inf,
@@ -39,7 +39,7 @@ def step(
         sizes: int64 (tensors,), elements.
         addresses: int64 (tensors, 3), of θ, g and m, in bytes.
         scales: float64 (tensors,), G̃.
-        options: float64 (2,), μ and λ.
+        factors: float64 (2,), μ and λ.
         lr: η, one element of any floating dtype.
         grad_scale: None, or one element that divides every gradient.
         found_inf: None, or one element; unless it is 0, nothing is written.
@@ -63,8 +63,8 @@ def step(
     # Factors are float64 until they meet the tensors, as Python's floats are in the reference.
     wide: tl.constexpr = tl.float64 if θ_type == tl.float64 else tl.float32
     η = tl.load(lr).to(tl.float64)
-    μ = tl.load(options)
-    λ = tl.load(options + 1)
+    μ = tl.load(factors)
+    λ = tl.load(factors + 1)
     decayed = (1.0 - λ * η).to(wide)
     ηG = (η * tl.load(scales + tensor)).to(wide)
     sign = -1.0 if maximize else 1.0
