@@ -5,7 +5,9 @@
     python benchmarks/full_training_in_24_gb.py --model small --device cpu
 
 From the config with random weights, at batch 1, with activation checkpointing; nothing is offloaded, nothing
-is of low rank. Every step sees the same random tokens, so the loss falls if the steps are right. A process for each measurement. Peak: what torch's allocator held at most on a GPU; what the
+is of low rank. Every step sees the same random tokens, so the loss falls if the steps are right.
+
+A process for each measurement. Peak: what torch's allocator held at most on a GPU; what the
 process held at most above its start on the CPU, where activations of a short context are a small part and
 malloc is told to give every freed tensor back.
 """

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from scipy.stats import spearmanr
@@ -23,7 +23,13 @@ from sgd_sai.lab.summary import by_task
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 STUDY = ROOT / "docs" / "records" / "study"
-SPEED = ROOT / "benchmarks" / "results" / "speed"
+RESULTS = ROOT / "benchmarks" / "results"
+SPEED = RESULTS / "speed"
+LLAMA = {
+    "SGD-SaI, no momentum, gradient release": "llama-2-7b-h100-no-momentum",
+    "SGD-SaI, 8-bit momentum, gradient release": "llama-2-7b-h100",
+    "AdamW, for-loop, state in bf16": "llama-2-7b-h100-adamw",
+}
 
 
 def table(*rows: list[str]) -> str:
@@ -59,15 +65,77 @@ def threads(record: dict[str, Any]) -> str:
 def speed() -> str:
     """A step on GPT-2 small next to the floor, to other optimizers, and where the goal is missed."""
     large, tiny = speeds()["gpt2-cpu-2"], speeds()["tiny-cpu-1"]
+    gpu = json.loads((RESULTS / "gpu_step.json").read_text())
+    single = gpu["dtypes"][0]["results"]
+
+    def against(name: str) -> float:
+        times: list[float] = [single[of]["device_ms"]["median"] for of in (name, "SGDSaI")]
+        return times[0] / times[1]
+
     floor = {name: f"{row['times_floor']:.2f}" for name, row in large["rows"].items()}
     where = f"CPU, {threads(large)}, {large['machine']['processor']}, {large['date'][:10]}"
     said = (
         f"A step on GPT-2 small takes {floor['sgd-sai']} × as long as additions of as many bytes, torch's "
         f"fused AdamW {floor['adamw-fused']} ×, release 1.0.3 {floor['release']} × ({where}, `make bench`). "
         f"A thousand tiny tensors take {tiny['rows']['sgd-sai']['times_sgd_fused']:.1f} × torch's fused SGD. "
-        "On a GPU: not measured."
+        f"On an {gpu['machine']['gpu'].removeprefix('NVIDIA ')}, a step takes {times_copy(single['SGDSaI'])} × "
+        f"as long as a copy of as many bytes, and torch's fused AdamW {against('torch AdamW, fused'):.2f} × "
+        f"as long as SGD-SaI ({gpu['date'][:10]}, `{gpu['command'].split(' --')[0]}`)."
     )
     return textwrap.fill(said, 118)
+
+
+def times_copy(row: dict[str, Any]) -> str:
+    """A step on a GPU, relative to a copy that reads and writes as many bytes."""
+    return f"{row['device_ms']['median'] / row['copy_ms']:.2f}"
+
+
+def gpu() -> str:
+    """The time of a step on a GPU, for parameters of each dtype."""
+    record = json.loads((RESULTS / "gpu_step.json").read_text())
+    rows = [["parameters and gradients", "one step", "ms", "range", "× copy", "host, ms"]]
+    for of_dtype in record["dtypes"]:
+        for name, row in of_dtype["results"].items():
+            device = row["device_ms"]
+            span = f"{device['min']:.3f} – {device['max']:.3f}"
+            shown = [f"{device['median']:.3f}", span, times_copy(row), f"{row['host_ms']['median']:.2f}"]
+            if name != "copy":
+                rows.append([of_dtype["dtype"], name, *shown])
+    rates = " and ".join(f"{of['copy_gb_per_s']:,.0f}" for of in record["dtypes"])
+    return (
+        f"{table(*rows)}\n\n{record['model']}, {record['elements']:,} parameters; medians of "
+        f"{record['rounds']} rounds. The copies moved {rates} GB/s. {record['machine']['gpu']}, "
+        f"torch {record['versions']['torch']}, Triton {record['versions']['triton']}, "
+        f"{record['date'][:10]}: `{record['command']}`"
+    )
+
+
+def llama() -> str:
+    """What was held at most while all parameters of Llama-2-7B were trained on a GPU, next to the plan."""
+    rows = [
+        [
+            "optimizer",
+            "peak",
+            "bytes a parameter",
+            "plan, without activations",
+            "loss, first → last",
+            "s a step",
+        ]
+    ]
+    for label, name in LLAMA.items():
+        record = json.loads((RESULTS / "memory" / f"{name}.json").read_text())
+        losses = record["losses"]
+        # The plan for AdamW has the temporaries of foreach, which the for-loop does not take.
+        planned = cells.MISSING if name.endswith("adamw") else f"{record['planned_bytes'] / 2**30:.2f} GiB"
+        fell = cells.MISSING if name.endswith("adamw") else f"{losses[0]:.2f} → {losses[-1]:.4f}"
+        peak = f"{record['peak_bytes'] / 2**30:.2f} GiB"
+        a_step = f"{median(record['seconds']):.2f}"
+        rows.append([label, peak, f"{record['peak_bytes_a_parameter']:.2f}", planned, fell, a_step])
+    return (
+        f"{table(*rows)}\n\n{record['parameters']:,} parameters in bf16 from random weights, context "
+        f"{record['context']}, batch 1, activation checkpointing; {record['machine']['gpu']}, torch "
+        f"{record['versions']['torch']}, {record['date'][:10]}."
+    )
 
 
 def goals() -> str:
@@ -267,6 +335,8 @@ def beyond_kinds(task: str, ranked: bool = False) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "outcome": outcome,
     "speed": speed,
+    "gpu": gpu,
+    "llama": llama,
     "goals": goals,
     "times": times,
     "precisions": precisions,

@@ -394,7 +394,7 @@ def test_compiles_ahead_of_time_to_vectors_of_16_bytes(
 
 
 def test_no_argument_has_a_name_that_triton_takes_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only a launch on a GPU binds the arguments: one called `options` interprets and compiles, but cannot run."""
+    """Only a launch on a GPU binds the arguments; one called `options` would fail there alone."""
     jit = pytest.importorskip("triton.runtime.jit")
     from triton.backends.compiler import GPUTarget
     from triton.compiler.compiler import make_backend
