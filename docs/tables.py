@@ -78,9 +78,9 @@ def speed() -> str:
         f"A step on GPT-2 small takes {floor['sgd-sai']} × as long as additions of as many bytes, torch's "
         f"fused AdamW {floor['adamw-fused']} ×, release 1.0.3 {floor['release']} × ({where}, `make bench`). "
         f"A thousand tiny tensors take {tiny['rows']['sgd-sai']['times_sgd_fused']:.1f} × torch's fused SGD. "
-        f"On an {gpu['machine']['gpu'].removeprefix('NVIDIA ')}, a step takes {times_copy(single['SGDSaI'])} × "
-        f"as long as a copy of as many bytes, and torch's fused AdamW {against('torch AdamW, fused'):.2f} × "
-        f"as long as SGD-SaI ({gpu['date'][:10]}, `{gpu['command'].split(' --')[0]}`)."
+        f"On an {gpu['machine']['gpu'].removeprefix('NVIDIA ')}, a step takes "
+        f"{times_copy(single['SGDSaI'])} × as long as a copy of as many bytes, and torch's fused "
+        f"AdamW {against('torch AdamW, fused'):.2f} × as long as SGD-SaI ({gpu['date'][:10]}, `{gpu['command'].split(' --')[0]}`)."
     )
     return textwrap.fill(said, 118)
 

@@ -154,3 +154,47 @@ def test_an_optimizer_that_lacks_a_parameter() -> None:
     net = Net()
     with pytest.raises(ValueError, match=r"optimizer: lacks 1 parameter.*'gate'"):
         gradient_release(net, SGDSaI([p for name, p in net.named_parameters() if name != "gate"]))
+
+
+class Late(nn.Module):
+    """Some layers take part in the loss from the second step on only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.third = (nn.Linear(6, 6, bias=False) for _ in range(3))
+        self.step = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return x if self.step == 0 else self.third(torch.tanh(self.second(x)))
+
+
+@pytest.mark.parametrize("measure_first", [False, True])
+@pytest.mark.parametrize("joined", [("first", "second"), ("second", "third")])
+def test_a_group_that_is_one_block_and_whose_gradients_come_late(
+    measure_first: bool, joined: tuple[str, str]
+) -> None:
+    """A member that comes late joins the block as it was measured; one that is all late is measured whole."""
+    nets, scales = (Late(), Late()), []
+    for net, release in zip(nets, (False, True), strict=True):
+        together = [getattr(net, name).weight for name in joined]
+        alone = [p for p in net.parameters() if not any(p is q for q in together)]
+        optimizer = SGDSaI(
+            [{"params": alone}, {"params": together, "blocks": "group"}], lr=0.3, measure_first=measure_first
+        )
+        if release:
+            gradient_release(net, optimizer)
+        for net.step in range(5):
+            torch.manual_seed(net.step)
+            optimizer.zero_grad()
+            net(torch.randn(3, 6)).square().sum().backward()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # not all have a gradient at first
+                optimizer.step()
+        scales.append([optimizer.state[p]["gsnr"] for p in net.parameters()])
+        of_block = {optimizer.state[p]["gsnr"] for p in together}
+        assert len(of_block) == 1
+    assert scales[0] == scales[1]
+    for p, q in zip(*(net.parameters() for net in nets), strict=True):
+        assert torch.equal(p, q)

@@ -76,15 +76,19 @@ class Waiting:
             start_momentum(self.momentum, self.grad, group["maximize"])
 
 
-def plain_columns(group: Group, states: Mapping[Tensor, dict[str, Any]]) -> Columns | None:
-    """What has a gradient, if each is one real, dense, latched block on this rank, as nearly all are.
+def plain_columns(
+    group: Group, params: Sequence[Tensor], states: Mapping[Tensor, dict[str, Any]]
+) -> Columns | None:
+    """Those of a group's parameters that have a gradient, if each is one real, dense, latched block here.
+
+    Nearly all are.
 
     List by list: what is done for parameters of any kind takes Python longer than a small tensor's update.
     """
     if group["split"] != 1 or group["rounding"] == "kahan":
         return None
-    params = [param for param in group["params"] if param.grad is not None]
-    grads = [param.grad for param in params]
+    params = [param for param in params if param.grad is not None]
+    grads: list[Any] = [param.grad for param in params]
     of_params: list[Any] = list(map(states.get, params))
     if not params or None in of_params:
         return None

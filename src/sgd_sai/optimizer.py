@@ -207,11 +207,11 @@ class SGDSaI(Optimizer):
         self._move()
         return loss
 
-    def _move(self, groups: list[Group] | None = None) -> None:
-        """One step of what has a gradient, in all groups or in those given."""
+    def _move(self, alone: tuple[Group, int] | None = None) -> None:
+        """One step of all parameters that have a gradient, or of one: its group and its place there."""
         compiling = torch.compiler.is_compiling()
         with torch.set_grad_enabled(self.defaults["differentiable"]):
-            for group, work in self._scaled(groups, compiling):
+            for group, work in self._scaled(alone, compiling):
                 update(
                     *work.columns,
                     lr=work.lr,
@@ -222,11 +222,12 @@ class SGDSaI(Optimizer):
                 )
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # bookkeeping stays Python; torch.compile is given the arithmetic
-    def _scaled(self, groups: list[Group] | None, compiling: bool) -> list[tuple[Group, Work]]:
+    def _scaled(self, alone: tuple[Group, int] | None, compiling: bool) -> list[tuple[Group, Work]]:
         """What moves in this step, group by group, every block with its scale."""
-        groups = self.param_groups if groups is None else groups
+        groups = self.param_groups if alone is None else [alone[0]]
         _check_capture(groups)
-        gathered = [(group, self._gather(group)) for group in groups]
+        place = None if alone is None else alone[1]
+        gathered = [(group, self._gather(group, place)) for group in groups]
         self._latch(gathered)
         moving = [(group, work) for group, work in gathered if work.collect(group)]
         for group, work in moving:
@@ -237,15 +238,19 @@ class SGDSaI(Optimizer):
                 # A float would be compiled in, and again for each value.
                 work.lr = torch.tensor(work.lr, dtype=torch.float64, device="cpu")
             work.amp = {key: getattr(self, key, None) for key in ("grad_scale", "found_inf")}
-            work.cache = self._tables.setdefault((id(group["params"][0]), len(work.columns[0])), {})
+            work.cache = self._tables.setdefault((id(group["params"][place or 0]), len(work.columns[0])), {})
         return moving
+
+    def can_step_alone(self, group: Group) -> bool:
+        """True if a parameter of the group needs no gradient but its own: the normalisers are known, and so
+        is the scale of a group that is one block."""
+        if group["blocks"] == "group" and all(self._is_unlatched(p, group) for p in group["params"]):
+            return False
+        return self._knows_normalizers()
 
     def step_alone(self, group: Group, index: int) -> None:
         """Move one parameter of a group, by its gradient; `gradient_release` calls it inside backward."""
-        alone = {**group, "params": [group["params"][index]]}
-        if "param_names" in group:
-            alone["param_names"] = [group["param_names"][index]]
-        self._move([alone])
+        self._move((group, index))
 
     def latch_measured(self, measured: Mapping[Tensor, Sequence[Moments]]) -> None:
         """Latch parameters by the moments of their gradients, one for each part; nothing moves.
@@ -344,14 +349,16 @@ class SGDSaI(Optimizer):
         raws = (state.get(key, UNLATCHED) for key in gsnr_keys(group["split"]))
         return param.numel() > 0 and UNLATCHED in raws
 
-    def _gather(self, group: Group) -> Work:
-        """What has a gradient in the group, each with its state, which is created where it is missing."""
+    def _gather(self, group: Group, place: int | None) -> Work:
+        """What has a gradient in the group, or at one place of it, with its state, created where missing."""
         work = Work()
-        if plain := plain_columns(group, self.state):
+        places = range(len(group["params"])) if place is None else (place,)
+        params = group["params"] if place is None else [group["params"][place]]
+        if plain := plain_columns(group, params, self.state):
             work.columns = plain
             return work
         keys = gsnr_keys(group["split"])
-        for index, param in enumerate(group["params"]):
+        for index, param in zip(places, params, strict=True):
             grad = param.grad
             if grad is None:
                 continue

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, cast
 from torch import Tensor, nn
 
 from sgd_sai.distributed import laid_out_as, local_parts, part_of
-from sgd_sai.gsnr import UNLATCHED, Moments, measure
+from sgd_sai.gsnr import Moments, measure
 from sgd_sai.optimizer import SGDSaI
 from sgd_sai.options import Group
 
@@ -48,13 +48,13 @@ class GradientRelease:
 
     def _accumulated(self, param: Tensor, group: Group, index: int) -> None:
         optimizer = self._optimizer
-        if any(of["gsnr_max"] != UNLATCHED for of in optimizer.param_groups):
+        if optimizer.can_step_alone(group):
             optimizer.step_alone(group, index)
         elif group["measure_first"]:
             grad, split = laid_out_as(cast(Tensor, param.grad), param), group["split"]
             self._measured[param] = measure([[part_of(grad, split, g)] for g in local_parts(grad, split)])
         else:
-            return  # the ordinary first step
+            return  # the block's scale needs gradients that are still to come; `step` moves it
         param.grad = Released(param)
 
     def _before_step(self, *_: Any) -> None:
