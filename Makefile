@@ -2,23 +2,35 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+LAB    := $(VENV)/.lab
 READY  := $(VENV)/.ready
 PEERS  := $(VENV)/.peers
+PIP    := $(BIN)/pip --quiet --disable-pip-version-check
 
-.PHONY: bench demo docs study test lint clean
+.PHONY: bench constraints demo docs study test lint clean
 
-$(READY): pyproject.toml constraints.txt
+# What a demo needs, and no more: the first run of a newcomer waits for this.
+$(LAB): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .peers sgd-sai==1.0.3
+	$(PIP) install -c constraints.txt -e '.[lab]'
+	touch $(LAB)
+
+$(READY): $(LAB)
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install --no-deps --upgrade --target .peers sgd-sai==1.0.3
 	touch $(READY)
 
 # Apart from what a demo needs: where torchao is installed, transformers imports it, with warnings.
 $(PEERS): $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	$(PIP) install -c constraints.txt -e '.[peers]'
 	touch $(PEERS)
 
-demo: $(READY)  ## train three real models with three optimizers and write a report; or go on with it
+constraints: $(PEERS)  ## pin every version that is installed here; after a change of dependencies
+	{ sed '/^$$/q' constraints.txt; \
+	  $(BIN)/pip freeze --exclude-editable | sed -E '/^(torch|triton)==/d; s/$$/ ; python_version >= "3.11"/'; \
+	} > constraints.new && mv constraints.new constraints.txt
+
+demo: $(LAB)  ## train three real models with three optimizers and write a report; or go on with it
 	$(BIN)/sgd-sai compare --task gpt,vit,cnn --out runs/demo --resume
 
 STUDIED := --task all --optimizer sgd,adamw,adam-mini,sgd-sai --threads 1

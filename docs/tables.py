@@ -80,7 +80,8 @@ def speed() -> str:
         f"A thousand tiny tensors take {tiny['rows']['sgd-sai']['times_sgd_fused']:.1f} × torch's fused SGD. "
         f"On an {gpu['machine']['gpu'].removeprefix('NVIDIA ')}, a step takes "
         f"{times_copy(single['SGDSaI'])} × as long as a copy of as many bytes, and torch's fused "
-        f"AdamW {against('torch AdamW, fused'):.2f} × as long as SGD-SaI ({gpu['date'][:10]}, `{gpu['command'].split(' --')[0]}`)."
+        f"AdamW {against('torch AdamW, fused'):.2f} × as long as SGD-SaI ({gpu['date'][:10]}, "
+        f"`{gpu['command'].split(' --')[0]}`)."
     )
     return textwrap.fill(said, 118)
 

@@ -81,9 +81,8 @@ def plain_columns(
 ) -> Columns | None:
     """Those of a group's parameters that have a gradient, if each is one real, dense, latched block here.
 
-    Nearly all are.
-
-    List by list: what is done for parameters of any kind takes Python longer than a small tensor's update.
+    Nearly all are. List by list: what is done for parameters of any kind takes Python longer than a small
+    tensor's update.
     """
     if group["split"] != 1 or group["rounding"] == "kahan":
         return None
