@@ -157,15 +157,16 @@ def told_by_ranks(told: Any, group: ProcessGroup) -> list[Any]:
 
 @contextmanager
 def raised_together(group: ProcessGroup | None) -> Iterator[None]:
-    """An error about the input of one rank becomes one of every rank, so that none waits for that rank."""
+    """If any rank raises, raise on all, so that none waits for ever."""
     error: Exception | None = None
     try:
         yield
     except (TypeError, ValueError) as raised:
         error = raised
     if group is not None:
-        for rank, message in enumerate(told_by_ranks(error and str(error), group)):
-            if message and error is None:
+        messages = told_by_ranks(None if error is None else str(error), group)
+        for rank, message in enumerate(messages):
+            if message is not None and error is None:
                 raise ValueError(f"{message} (on rank {rank} of process_group)")
     if error is not None:
         raise error

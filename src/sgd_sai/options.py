@@ -75,7 +75,7 @@ def check_given(groups: list[Group], process_group: ProcessGroup | None = None) 
 
 
 def check_whole(param: Tensor, group: Group, plain: bool) -> None:
-    """Raise for a flat piece of many parameters, as a wrapper leaves it, in which no block is to be found.
+    """Reject parameters that DeepSpeed or FSDP1 has flattened: per-tensor statistics cannot be recovered.
 
     Args:
         param: which gets its state.

@@ -39,6 +39,7 @@ from torch.nn.parallel import DistributedDataParallel
 from world import world
 
 from sgd_sai import UNLATCHED, SGDSaI
+from sgd_sai.distributed import raised_together
 
 SHAPES = [(30, 20), (5,), (8, 8), (), (3, 4), (16, 2)]
 RANKS = 2
@@ -326,3 +327,19 @@ def test_zero_redundancy_optimizer_equals_one_process() -> None:
     assert_same_outcome(found, one_process(()))
     for name, tensor in found["params"].items():
         assert torch.equal(tensor, other[f"module.{name}"])
+
+
+def raise_on_rank_1(message: str) -> str:
+    """What is raised on this rank where the input of rank 1 alone is wrong."""
+    try:
+        with raised_together(dist.group.WORLD):
+            if dist.get_rank() == 1:
+                raise ValueError(message)
+    except ValueError as error:
+        return str(error)
+    return "nothing was raised"
+
+
+@pytest.mark.parametrize("message", ["lr: given −1", ""])
+def test_an_error_on_one_rank_is_raised_on_all_whatever_it_says(message: str) -> None:
+    assert world(RANKS, raise_on_rank_1, message) == [f"{message} (on rank 1 of process_group)", message]

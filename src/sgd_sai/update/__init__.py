@@ -74,7 +74,7 @@ def _choose(param: Tensor, group: Group, compiling: bool) -> Update:
         return triton.update
     if group["fused"]:
         raise RuntimeError(
-            f"fused: given True on {param.device}, but Triton cannot run there; allowed: foreach"
+            f"fused=True requires Triton, which is unavailable on {param.device}; use foreach=True"
         )
     return foreach.update
 
