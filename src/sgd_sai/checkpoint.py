@@ -19,7 +19,8 @@ from torch.optim import Optimizer
 from sgd_sai import precision
 from sgd_sai.distributed import laid_out_as
 from sgd_sai.gsnr import UNLATCHED
-from sgd_sai.options import RULES, STATE_DTYPES, Group, is_given, listed, name_of, warn
+from sgd_sai.messages import listed, name_of, warn
+from sgd_sai.options import RULES, STATE_DTYPES, Group, is_given
 
 #: In a saved state alone: whether the momentum has begun, or m₁ will be the next gradient. It is there with
 #: `measure_first`, and where momentum was 0 until now.

@@ -30,6 +30,7 @@ from sgd_sai.distributed import (
     raised_together,
 )
 from sgd_sai.gsnr import UNLATCHED, Moments, Rule
+from sgd_sai.messages import listed, name_of, warn
 from sgd_sai.options import (
     Group,
     check_dense,
@@ -38,9 +39,6 @@ from sgd_sai.options import (
     check_params,
     check_whole,
     is_given,
-    listed,
-    name_of,
-    warn,
 )
 from sgd_sai.update import unscales, update
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from sgd_sai.distributed import check_covers, is_spread, told_by_ranks
+from sgd_sai.messages import listed
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -23,17 +21,9 @@ RULES = ("gsnr", "sqrt_d")
 ROUNDINGS = ("nearest", "stochastic", "kahan")
 STATE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 FUSED_DEVICES = ("cpu", "cuda")
-_LIBRARIES = tuple(str(Path(file).parent) + os.sep for file in (__file__, torch.__file__))
 
 #: A parameter group as torch.optim keeps it: "params" and the options of `SGDSaI`.
 Group = dict[str, Any]
-
-
-def name_of(group: Group, index: int) -> str:
-    """How a message calls a parameter: its name where the optimizer was given names, else its place."""
-    if "param_names" in group:
-        return f"parameter {group['param_names'][index]!r}"
-    return f"parameter {index} of its group, of shape {tuple(group['params'][index].shape)}"
 
 
 def check_dense(named: Iterable[tuple[str, Tensor | None]]) -> None:
@@ -97,20 +87,6 @@ def check_whole(param: Tensor, group: Group, plain: bool) -> None:
             f"params: {wrapper} has cut them into flat pieces, in which no block can be measured; allowed: "
             "scale=measure_scales(model, loss), called before the model is wrapped (docs/distributed.md)"
         )
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first eight of the names, in order, for a message."""
-    names = sorted(names)
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-def warn(message: str) -> None:
-    """A UserWarning that points to the line of the user's program that led here."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def check_options(options: Group) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sgd_sai import gsnr
-from sgd_sai.options import check_dense, listed, warn
+from sgd_sai.messages import listed, warn
+from sgd_sai.options import check_dense
 
 
 def measure_scales(

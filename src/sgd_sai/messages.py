@@ -1,0 +1,35 @@
+"""How messages name parameters, and where warnings point to."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_LIBRARIES = tuple(str(Path(file).parent) + os.sep for file in (__file__, torch.__file__))
+
+
+def name_of(group: dict[str, Any], index: int) -> str:
+    """How a message calls a parameter: its name where the optimizer was given names, else its place."""
+    if "param_names" in group:
+        return f"parameter {group['param_names'][index]!r}"
+    return f"parameter {index} of its group, of shape {tuple(group['params'][index].shape)}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first eight of the names, in order, for a message."""
+    names = sorted(names)
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def warn(message: str) -> None:
+    """A UserWarning that points to the line of the user's program that led here."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
