@@ -26,8 +26,9 @@ $(PEERS): $(READY)
 	touch $(PEERS)
 
 constraints: $(PEERS)  ## pin every version that is installed here; after a change of dependencies
+	$(BIN)/pip freeze --exclude-editable > $(VENV)/installed.txt
 	{ sed '/^$$/q' constraints.txt; \
-	  $(BIN)/pip freeze --exclude-editable | sed -E '/^(torch|triton)==/d; s/$$/ ; python_version >= "3.11"/'; \
+	  sed -E '/^(torch|triton)==/d; s/$$/ ; python_version >= "3.11"/' $(VENV)/installed.txt; \
 	} > constraints.new && mv constraints.new constraints.txt
 
 demo: $(LAB)  ## train three real models with three optimizers and write a report; or go on with it

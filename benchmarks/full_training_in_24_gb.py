@@ -1,15 +1,16 @@
-"""Full-parameter training of a Llama in 3 bytes a parameter: bf16 weights, 8-bit momentum, no gradients.
+"""Full-parameter training of a Llama in 3 bytes a parameter, or 2: bf16 weights, 8-bit momentum or none.
 
     python benchmarks/full_training_in_24_gb.py                         # Llama-2-7B on a GPU: under 24 GB
     python benchmarks/full_training_in_24_gb.py --momentum 0            # 2 bytes a parameter
     python benchmarks/full_training_in_24_gb.py --model small --device cpu
 
 From the config with random weights, at batch 1, with activation checkpointing; nothing is offloaded, nothing
-is of low rank. Every step sees the same random tokens, so the loss falls if the steps are right.
+is of low rank; gradients are released one by one. Every step sees the same random tokens, so the loss falls
+if the steps are right.
 
-A process for each measurement. Peak: what torch's allocator held at most on a GPU; what the
-process held at most above its start on the CPU, where activations of a short context are a small part and
-malloc is told to give every freed tensor back.
+A process for each measurement. Peak: what torch's allocator held at most on a GPU; what the process held at
+most above its start on the CPU, where activations of a short context are a small part and malloc is told to
+give every freed tensor back.
 """
 
 from __future__ import annotations
@@ -90,17 +91,15 @@ class Peak:
         return self.bytes() - self.start
 
 
-def optimizer_of(
-    model: LlamaForCausalLM, plain: bool, lr: float | None, momentum: float
-) -> torch.optim.Optimizer:
+def optimizer_of(model: LlamaForCausalLM, args: argparse.Namespace) -> torch.optim.Optimizer:
     """SGD-SaI inside backward, or AdamW after it."""
-    if plain:
-        return torch.optim.AdamW(model.parameters(), lr=1e-4 if lr is None else lr, foreach=False)
+    if args.plain:
+        return torch.optim.AdamW(model.parameters(), lr=args.lr, foreach=False)
     optimizer = SGDSaI(
         model.parameters(),
-        lr=0.1 if lr is None else lr,
-        momentum=momentum,
-        state_dtype="8bit" if momentum else None,
+        lr=args.lr,
+        momentum=args.momentum,
+        state_dtype="8bit" if args.momentum else None,
         rounding="stochastic",
         measure_first=True,
     )
@@ -135,6 +134,8 @@ def main() -> int:
     parser.add_argument("--plain", action="store_true", help="AdamW without release instead, for comparison")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.lr is None:
+        args.lr = 1e-4 if args.plain else 0.1
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print("--device: there is no GPU; allowed: cpu, with --model small", file=sys.stderr)
@@ -144,9 +145,8 @@ def main() -> int:
         thresholds = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | thresholds)
     torch.manual_seed(0)
-    choice = args.plain, args.lr, args.momentum
     tiny = model_on(device, "tiny", 16)  # loads the code of every operation, which is no memory of training
-    for _ in train(tiny, optimizer_of(tiny, *choice), 16, 2):
+    for _ in train(tiny, optimizer_of(tiny, args), 16, 2):
         pass
     peak = Peak(device)
     model = model_on(device, args.model, args.context)
@@ -158,7 +158,7 @@ def main() -> int:
         planned = plan(model, "sgd-sai", state_dtype=state_dtype, gradient_release=True)
     losses, seconds, peaks = [], [], []
     peak.reset()
-    for loss, took in train(model, optimizer_of(model, *choice), args.context, args.steps):
+    for loss, took in train(model, optimizer_of(model, args), args.context, args.steps):
         losses.append(loss)
         seconds.append(took)
         peaks.append(peak.held())

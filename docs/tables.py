@@ -25,11 +25,11 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 STUDY = ROOT / "docs" / "records" / "study"
 RESULTS = ROOT / "benchmarks" / "results"
 SPEED = RESULTS / "speed"
-LLAMA = {
-    "SGD-SaI, no momentum, gradient release": "llama-2-7b-h100-no-momentum",
-    "SGD-SaI, 8-bit momentum, gradient release": "llama-2-7b-h100",
-    "AdamW, for-loop, state in bf16": "llama-2-7b-h100-adamw",
-}
+
+
+def read(name: str) -> Any:
+    """A record of a benchmark."""
+    return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
 
 
 def table(*rows: list[str]) -> str:
@@ -65,13 +65,9 @@ def threads(record: dict[str, Any]) -> str:
 def speed() -> str:
     """A step on GPT-2 small next to the floor, to other optimizers, and where the goal is missed."""
     large, tiny = speeds()["gpt2-cpu-2"], speeds()["tiny-cpu-1"]
-    gpu = json.loads((RESULTS / "gpu_step.json").read_text())
+    gpu = read("gpu_step")
     single = gpu["dtypes"][0]["results"]
-
-    def against(name: str) -> float:
-        times: list[float] = [single[of]["device_ms"]["median"] for of in (name, "SGDSaI")]
-        return times[0] / times[1]
-
+    ours, adamw = (single[name]["device_ms"]["median"] for name in ("SGDSaI", "torch AdamW, fused"))
     floor = {name: f"{row['times_floor']:.2f}" for name, row in large["rows"].items()}
     where = f"CPU, {threads(large)}, {large['machine']['processor']}, {large['date'][:10]}"
     said = (
@@ -80,7 +76,7 @@ def speed() -> str:
         f"A thousand tiny tensors take {tiny['rows']['sgd-sai']['times_sgd_fused']:.1f} × torch's fused SGD. "
         f"On an {gpu['machine']['gpu'].removeprefix('NVIDIA ')}, a step takes "
         f"{times_copy(single['SGDSaI'])} × as long as a copy of as many bytes, and torch's fused "
-        f"AdamW {against('torch AdamW, fused'):.2f} × as long as SGD-SaI ({gpu['date'][:10]}, "
+        f"AdamW {adamw / ours:.2f} × as long as SGD-SaI ({gpu['date'][:10]}, "
         f"`{gpu['command'].split(' --')[0]}`)."
     )
     return textwrap.fill(said, 118)
@@ -93,7 +89,7 @@ def times_copy(row: dict[str, Any]) -> str:
 
 def gpu() -> str:
     """The time of a step on a GPU, for parameters of each dtype."""
-    record = json.loads((RESULTS / "gpu_step.json").read_text())
+    record = read("gpu_step")
     rows = [["parameters and gradients", "one step", "ms", "range", "× copy", "host, ms"]]
     for of_dtype in record["dtypes"]:
         for name, row in of_dtype["results"].items():
@@ -113,30 +109,32 @@ def gpu() -> str:
 
 def llama() -> str:
     """What was held at most while all parameters of Llama-2-7B were trained on a GPU, next to the plan."""
-    rows = [
-        [
-            "optimizer",
-            "peak",
-            "bytes a parameter",
-            "plan, without activations",
-            "loss, first → last",
-            "s a step",
-        ]
-    ]
-    for label, name in LLAMA.items():
-        record = json.loads((RESULTS / "memory" / f"{name}.json").read_text())
-        losses = record["losses"]
-        # The plan for AdamW has the temporaries of foreach, which the for-loop does not take.
-        planned = cells.MISSING if name.endswith("adamw") else f"{record['planned_bytes'] / 2**30:.2f} GiB"
-        fell = cells.MISSING if name.endswith("adamw") else f"{losses[0]:.2f} → {losses[-1]:.4f}"
-        peak = f"{record['peak_bytes'] / 2**30:.2f} GiB"
-        a_step = f"{median(record['seconds']):.2f}"
-        rows.append([label, peak, f"{record['peak_bytes_a_parameter']:.2f}", planned, fell, a_step])
+    rows = [["optimizer", "peak", "bytes a parameter", "plan, without activations"]]
+    rows[0] += ["loss, first → last", "s a step"]
+    records = [read(f"memory/llama-2-7b-h100{which}") for which in ("-no-momentum", "", "-adamw")]
+    for record in records:
+        peak, planned = (f"{record[key] / 2**30:.2f} GiB" for key in ("peak_bytes", "planned_bytes"))
+        fell = f"{record['losses'][0]:.3g} → {record['losses'][-1]:.2g}"
+        numbers = [f"{record['peak_bytes_a_parameter']:.2f}", planned, fell]
+        rows.append([record["optimizer"], peak, *numbers, f"{median(record['seconds']):.2f}"])
     return (
         f"{table(*rows)}\n\n{record['parameters']:,} parameters in bf16 from random weights, context "
         f"{record['context']}, batch 1, activation checkpointing; {record['machine']['gpu']}, torch "
         f"{record['versions']['torch']}, {record['date'][:10]}."
     )
+
+
+def trained() -> str:
+    """The peaks of `llama`, in a sentence."""
+    without, with_8_bits = (read(f"memory/llama-2-7b-h100{which}") for which in ("-no-momentum", ""))
+    peaks = [f"{record['peak_bytes'] / 2**30:.1f} GiB" for record in (without, with_8_bits)]
+    said = (
+        "All parameters of Llama-2-7B, in bf16 with `gradient_release` and a context of "
+        f"{without['context']}, train in {peaks[0]} of GPU memory without momentum and in {peaks[1]} "
+        "with momentum in 8 bits "
+        f"({without['machine']['gpu'].removeprefix('NVIDIA ')}, {without['date'][:10]})."
+    )
+    return textwrap.fill(said, 118)
 
 
 def goals() -> str:
@@ -182,7 +180,7 @@ def times() -> str:
 
 def precisions() -> str:
     """What `benchmarks/low_precision.py` recorded."""
-    record = json.loads((ROOT / "benchmarks" / "results" / "low-precision.json").read_text())
+    record = read("low-precision")
     losses = record["val_loss"]
     seeds = [seed for seed in losses["float32"] if all(seed in of_name for of_name in losses.values())]
     rows = [["parameters, rounding, momentum", *(f"seed {seed}" for seed in seeds), "mean − float32"]]
@@ -210,7 +208,7 @@ def transferred() -> str:
             *("result at tuned", "at the point nearest to transferred", "metric"),
         ]
     ]
-    for task in json.loads((ROOT / "benchmarks" / "results" / "lr-transfer.json").read_text())["tasks"]:
+    for task in read("lr-transfer")["tasks"]:
         numbers = ("adamw", "transferred", "sgd_sai", "ratio", "tuned_metric", "nearest_metric")
         shown = [f"{task[key]:.3g}" for key in numbers]
         rows.append([task["task"], *shown, task["metric"].replace("val_", "")])
@@ -338,6 +336,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "gpu": gpu,
     "llama": llama,
+    "trained": trained,
     "goals": goals,
     "times": times,
     "precisions": precisions,

@@ -175,13 +175,18 @@ class Late(nn.Module):
 def test_a_group_that_is_one_block_and_whose_gradients_come_late(
     measure_first: bool, joined: tuple[str, str]
 ) -> None:
-    """A member that comes late joins the block as it was measured; one that is all late is measured whole."""
+    """A member that comes late joins the block as it was measured; one that is all late is measured whole.
+
+    A member without elements counts for nothing.
+    """
     nets, scales = (Late(), Late()), []
     for net, release in zip(nets, (False, True), strict=True):
         together = [getattr(net, name).weight for name in joined]
         alone = [p for p in net.parameters() if not any(p is q for q in together)]
         optimizer = SGDSaI(
-            [{"params": alone}, {"params": together, "blocks": "group"}], lr=0.3, measure_first=measure_first
+            [{"params": alone}, {"params": [torch.empty(0), *together], "blocks": "group"}],
+            lr=0.3,
+            measure_first=measure_first,
         )
         if release:
             gradient_release(net, optimizer)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgd_sai.update import cpu, foreach, reference
+from sgd_sai.update import cpu, foreach, reference, update
 
 SHAPES = [(), (0,), (3,), (100, 9), (1300, 1700), (2, 8, 500, 300)]
 SCALES = [1.0, 0.7, 0.03, 0.0, 0.5, 1e-3]
@@ -73,3 +73,13 @@ def test_decay_takes_the_factor_of_the_reference(way: ModuleType) -> None:
                 maximize=False,
             )
     torch.testing.assert_close(actual, expected, rtol=3e-5, atol=0)
+
+
+def test_fused_on_a_device_without_triton() -> None:
+    group = dict.fromkeys(("momentum", "weight_decay"), 0.0) | {
+        "maximize": False, "state_dtype": None, "rounding": "nearest",
+        "differentiable": False, "foreach": None, "fused": True,
+    }  # fmt: skip
+    θ, g = (torch.empty(3, device="meta") for _ in range(2))
+    with pytest.raises(RuntimeError, match="fused=True requires Triton, which is unavailable on meta"):
+        update([θ], [g], [None], [1.0], [None], lr=0.1, group=group, compiling=False, amp={}, cache={})

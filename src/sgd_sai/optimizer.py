@@ -242,7 +242,7 @@ class SGDSaI(Optimizer):
     def can_step_alone(self, group: Group) -> bool:
         """True if a parameter of the group needs no gradient but its own: the normalisers are known, and so
         is the scale of a group that is one block."""
-        if group["blocks"] == "group" and all(self._is_unlatched(p, group) for p in group["params"]):
+        if group["blocks"] == "group" and self._gsnr_of_group(group) == UNLATCHED:
             return False
         return self._knows_normalizers()
 
@@ -350,13 +350,12 @@ class SGDSaI(Optimizer):
     def _gather(self, group: Group, place: int | None) -> Work:
         """What has a gradient in the group, or at one place of it, with its state, created where missing."""
         work = Work()
-        places = range(len(group["params"])) if place is None else (place,)
         params = group["params"] if place is None else [group["params"][place]]
         if plain := plain_columns(group, params, self.state):
             work.columns = plain
             return work
         keys = gsnr_keys(group["split"])
-        for index, param in zip(places, params, strict=True):
+        for index, param in enumerate(params, place or 0):
             grad = param.grad
             if grad is None:
                 continue
@@ -411,12 +410,8 @@ class SGDSaI(Optimizer):
         """The raw G_snr of a block: given by its name, or by the group's rule."""
         if given is not None:
             return given
-        if group["blocks"] == "group":
-            # A member whose gradient came late joins the block as it was measured.
-            for param in filter(Tensor.numel, group["params"]):
-                measured: float = self.state.get(param, {}).get("gsnr", UNLATCHED)
-                if measured != UNLATCHED:
-                    return measured
+        if group["blocks"] == "group" and (measured := self._gsnr_of_group(group)) != UNLATCHED:
+            return measured  # a member whose gradient came late joins the block as it was measured
         rule = group["scale"]
         if rule == "gsnr":
             return gsnr.g_snr(moments, eps=group["eps"], unbiased=group["unbiased"])
@@ -426,6 +421,14 @@ class SGDSaI(Optimizer):
         if not 0.0 < raw < math.inf:
             raise ValueError(f"scale: it gave {raw} for {moments}; allowed: a positive, finite number")
         return raw
+
+    def _gsnr_of_group(self, group: Group) -> float:
+        """The raw G_snr of a group that is one block, −1 until it is measured."""
+        for param in filter(Tensor.numel, group["params"]):
+            measured: float = self.state.get(param, {}).get("gsnr", UNLATCHED)
+            if measured != UNLATCHED:
+                return measured
+        return UNLATCHED
 
     def _record_normalizers(self, latched: list[tuple[float, Moments]]) -> None:
         """Record what divides the scales at the first latch, and hand it to the groups added since."""
