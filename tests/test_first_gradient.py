@@ -133,6 +133,58 @@ def test_added_parameter_group_latches_at_its_first_gradient() -> None:
     torch.testing.assert_close(b.detach(), before - 0.2 * optimizer.state[b]["gsnr"] / largest * b.grad)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_moments_do_not_depend_on_the_tensors_measured_beside(threads: int) -> None:
+    """Or training with `gradient_release`, which measures one by one, would not be bit for bit the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        sizes = [0, 1, 2, 7, 100, 333, 1000, 2047, 2048, 2049]
+        gradients = [p.detach() for p in parameters(*[(size,) for size in sizes * 40])]
+        together = gsnr.measure([[g] for g in gradients])
+        alone = [gsnr.measure([[g]])[0] for g in gradients]
+    finally:
+        torch.set_num_threads(before)
+    assert together == alone
+    for g, moments in zip(gradients, together, strict=True):
+        expected = (g.numel(), g.double().sum().item(), g.double().square().sum().item(), g.numel())
+        assert moments == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_a_divisor_that_an_old_state_lacks_is_not_guessed_from_a_late_block() -> None:
+    a, late = params = parameters((20, 30), (4, 3))
+    optimizer = SGDSaI(params, lr=0.1)
+    give([a], seed=1)
+    with pytest.warns(UserWarning, match="SGDSaI"):
+        optimizer.step()
+    old = optimizer.state_dict()
+    del old["param_groups"][0]["gsnr_rms"]
+    optimizer.load_state_dict(old)
+    give(params, seed=2)
+    optimizer.step()
+    assert optimizer.state[late]["gsnr"] > 0
+    assert optimizer.param_groups[0]["gsnr_rms"] == UNLATCHED
+    optimizer.param_groups[0]["normalize"] = "rms"
+    with pytest.raises(ValueError, match="normalize: 'rms' divides by a number that this state lacks"):
+        optimizer.step()
+
+
+def test_momentum_begins_in_each_part_that_has_a_scale() -> None:
+    """Where momentum was 0 until now: m₁ is the gradient of a latched part, and zero for one that waits."""
+    (p,) = parameters((4, 3))
+    optimizer = SGDSaI([p], lr=0.1, momentum=0.0, split=2)
+    give([p], seed=1)
+    p.grad[:2] = 0
+    with pytest.warns(UserWarning, match="SGDSaI"):
+        optimizer.step()
+    optimizer.param_groups[0]["momentum"] = 0.9
+    give([p], seed=2)
+    p.grad[:2] = 0
+    optimizer.step()
+    expected = torch.cat([torch.zeros(2, 3), p.grad[2:]])
+    torch.testing.assert_close(optimizer.state[p]["momentum_buffer"], expected)
+
+
 def test_late_block_is_capped_at_one_and_its_raw_value_kept() -> None:
     small, large = parameters((4, 3), (20, 30))
     optimizer = SGDSaI([small, large], lr=0.1, momentum=0.0)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 
 import pytest
 import torch
 from torch import nn
 
 from sgd_sai import SGDSaI
+from sgd_sai.options import OPTIONS
 
 
 @pytest.mark.parametrize(
@@ -61,11 +64,18 @@ def test_option_that_is_not_allowed(options: dict, error: type[Exception], messa
         assert len(optimizer.param_groups) == 1
 
 
+def test_every_option_is_in_the_constructor_the_docstring_and_the_table() -> None:
+    signature = list(inspect.signature(SGDSaI).parameters)
+    assert signature == ["params", *OPTIONS, "process_group"]
+    arguments = SGDSaI.__doc__.partition("Args:")[2].partition("The tutorial listing")[0]
+    assert re.findall(r"^        (\w+): ", arguments, re.MULTILINE) == signature
+
+
 def test_parameter_given_twice() -> None:
     p = nn.Parameter(torch.zeros(6, 2))
     with pytest.raises(ValueError, match=r"params: parameter 1 of shape \(6, 2\) is given twice"):
         SGDSaI([p, p])
-    with pytest.raises(ValueError, match="params: parameter 'again' of shape .* is given twice"):
+    with pytest.raises(ValueError, match=r"params: parameter 'again' of shape .* is given twice"):
         SGDSaI([("once", p), ("again", p)])
     with pytest.raises(ValueError, match="is given twice"):
         SGDSaI([{"params": [p]}, {"params": [p]}])

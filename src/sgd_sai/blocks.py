@@ -116,7 +116,8 @@ def blocks_of(index: int, param: Tensor, grad: Tensor, state: State, group: Grou
         compensation = state["compensation"]
     m: Momentum
     if len(keys) == 1 and not param.is_complex() and "momentum_absmax" not in state:
-        m, c = (None if t is None else local(t) for t in (momentum, compensation))
+        m = None if momentum is None else local(momentum)
+        c = None if compensation is None else local(compensation)
         yield Block(local(param), local(grad), m, c, grad, state, keys[0], index)
         return
     n = len(keys)

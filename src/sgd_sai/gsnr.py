@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from sgd_sai.distributed.collectives import sum_over_ranks
 from sgd_sai.distributed.layout import Part, part_of
@@ -30,12 +28,11 @@ UNLATCHED = -1.0
 
 # Gradients are widened to float64 piece by piece: 2 MiB at a time instead of a copy of the tensor.
 _PIECE = 1 << 18
-# Up to here a tensor on the CPU costs less than the calls that measure it alone.
+# Up to here a tensor on the CPU costs less than the calls that would measure it alone.
 _SMALL = 1 << 11
 
 
-@dataclass(frozen=True)
-class Moments:
+class Moments(NamedTuple):
     """The moments (n, Σg, Σg²) of a block's gradient; complex elements count as two reals.
 
     `nonzero` is how many elements are not 0: those that AdamW's first update moves.
@@ -79,7 +76,8 @@ class Moments:
 
 def combined(parts: Sequence[Moments]) -> Moments:
     """The moments of a block from those of its members."""
-    return Moments(*(sum(getattr(part, field.name) for part in parts) for field in fields(Moments)))
+    n, total, total_sq, nonzero = map(sum, zip(Moments(0, 0.0, 0.0, 0), *parts, strict=True))
+    return Moments(int(n), total, total_sq, int(nonzero))
 
 
 #: The form of lr: relative to the largest G_snr, to AdamW's lr, or (False) raw; see `SGDSaI`.
@@ -147,6 +145,7 @@ def check_dense(named: Iterable[tuple[str, Tensor | None]]) -> None:
             )
 
 
+@torch.no_grad()
 def measure(blocks: Sequence[Sequence[Tensor | Part]]) -> list[Moments]:
     """Moments of the gradients of each block, where a block is one tensor or several.
 
@@ -160,43 +159,33 @@ def measure(blocks: Sequence[Sequence[Tensor | Part]]) -> list[Moments]:
     for index, block in enumerate(parts):
         for part in block:
             by_device.setdefault(part.local.device, []).append((index, part))
-    sums: list[list[float]] = [[0.0, 0.0, 0.0] for _ in blocks]
+    sums = torch.zeros(len(blocks), 3, dtype=torch.float64, device="cpu")
     for placed in by_device.values():
-        rows = _sums_of_all([as_real(part.local).detach() for _, part in placed])
+        rows = _sums_of_all([as_real(part.local) for _, part in placed])
         rows = sum_over_ranks(rows, [part.groups for _, part in placed])
-        for (index, _), row in zip(placed, rows.tolist(), strict=True):
-            sums[index] = [a + b for a, b in zip(sums[index], row, strict=True)]
-    counts = [sum(part.n for part in block) for block in parts]
+        indices = torch.tensor([index for index, _ in placed], device="cpu")
+        sums.index_add_(0, indices, rows.to("cpu", torch.float64))
     return [
-        Moments(n, total, total_sq, int(nonzero))
-        for n, (total, total_sq, nonzero) in zip(counts, sums, strict=True)
+        Moments(sum(part.n for part in block), total, total_sq, int(nonzero))
+        for block, (total, total_sq, nonzero) in zip(parts, sums.tolist(), strict=True)
     ]
 
 
 def _sums_of_all(gradients: Sequence[Tensor]) -> Tensor:
     """(Σg, Σg², elements ≠ 0) of each gradient, all on one device, as a tensor of shape (gradients, 3)."""
-    small: dict[tuple[torch.dtype, int], list[int]] = {}
-    for place, gradient in enumerate(gradients):
-        if gradient.is_cpu and 0 < gradient.numel() <= _SMALL:
-            # Rows of a width that follows from the tensor's own size: its sums are the same in any company.
-            width = max(64, 1 << (gradient.numel() - 1).bit_length())
-            small.setdefault((gradient.dtype, width), []).append(place)
     rows = torch.empty(len(gradients), 3, dtype=_wide(gradients[0]), device=gradients[0].device)
-    for (_, width), places in small.items():
-        rows[places] = _sums_of_small([gradients[place] for place in places], width)
-    batched = {place for places in small.values() for place in places}
+    small: dict[tuple[int, torch.dtype], list[int]] = {}
     for place, gradient in enumerate(gradients):
-        if place not in batched:
+        size = gradient.numel()
+        if size <= _SMALL and gradient.is_cpu:
+            small.setdefault((size, gradient.dtype), []).append(place)
+        else:
             rows[place] = _sums(gradient)
+    for places in small.values():
+        # Small tensors of one size, a row each: the sums of a row are the same in any company.
+        x = torch.stack([gradients[place].reshape(-1) for place in places]).to(rows.dtype)
+        rows[places] = torch.stack((x.sum(1), (x * x).sum(1), x.count_nonzero(1)), dim=1)
     return rows
-
-
-def _sums_of_small(gradients: Sequence[Tensor], width: int) -> Tensor:
-    """The sums of CPU tensors of one dtype and at most `width` elements: a row each, filled up with zeros."""
-    filler = gradients[0].new_zeros(width)
-    padded = pad_sequence([*(gradient.reshape(-1) for gradient in gradients), filler], batch_first=True)
-    x = padded[:-1].to(_wide(filler))
-    return torch.stack((x.sum(1), (x * x).sum(1), x.count_nonzero(1)), dim=1)
 
 
 def _sums(gradient: Tensor) -> Tensor:

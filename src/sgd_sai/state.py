@@ -50,9 +50,7 @@ def needs_compensation(param: Tensor, group: Group) -> bool:
 
 def is_unlatched(param: Tensor, state: State, group: Group) -> bool:
     """True while a block of the parameter is without a scale."""
-    return param.numel() > 0 and any(
-        state.get(key, UNLATCHED) == UNLATCHED for key in gsnr_keys(group["split"])
-    )
+    return UNLATCHED in [state.get(key, UNLATCHED) for key in gsnr_keys(group["split"])] and param.numel() > 0
 
 
 def gsnr_of_group(group: Group, states: Mapping[Tensor, State]) -> float:

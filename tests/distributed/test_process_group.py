@@ -160,9 +160,13 @@ def bad_input() -> None:
     missing = 1 - dist.get_rank()
     with pytest.raises(ValueError, match=rf"process_group: has the ranks .* lies on \[{missing}\] too"):
         SGDSaI([("w", spread)], process_group=each)
-    with pytest.raises(ValueError, match="state_dtype: given '8bit' for parameter 'w' of shape .*, a DTensor"):
+    with pytest.raises(
+        ValueError, match=r"state_dtype: given '8bit' for parameter 'w' of shape .*, a DTensor"
+    ):
         SGDSaI([("w", spread)], state_dtype="8bit")
-    with pytest.raises(ValueError, match="differentiable: given True for parameter 'w' of shape .*, a DTensor"):
+    with pytest.raises(
+        ValueError, match=r"differentiable: given True for parameter 'w' of shape .*, a DTensor"
+    ):
         SGDSaI([("w", spread)], differentiable=True)
 
 

@@ -7,10 +7,9 @@ part alone.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
 
 def is_spread(tensor: Tensor) -> TypeIs[DTensor]:
     """True for a DTensor. There is none before its module, which is slow to import, has been imported."""
+    if type(tensor) is Tensor or type(tensor) is nn.Parameter:
+        return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
@@ -92,8 +93,7 @@ def local_parts(tensor: Tensor, parts: int) -> list[Tensor]:
     return views
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """The part of a gradient on this rank, `local`: of `n` reals that are cut over `groups` of ranks."""
 
     local: Tensor

@@ -457,7 +457,7 @@ def test_capture_without_tables_is_an_error() -> None:
         way.update(*lists, SCALES, **OPTIONS, cache={})
 
 
-BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "gpu_step.py"
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "gpu_step.py"
 
 
 def test_benchmark_without_a_gpu_says_so_and_writes_nothing(
