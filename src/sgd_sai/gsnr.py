@@ -124,7 +124,7 @@ def rms_sums(gsnrs: Sequence[float], moments: Sequence[Moments]) -> tuple[float,
 
 
 def divisor(normalize: Normalize, normalizers: Mapping[str, float]) -> float:
-    """What divides G_snr in a form of lr; `normalizers` has gsnr_max and gsnr_rms, as a parameter group."""
+    """The divisor of G_snr in a form of lr; `normalizers` has gsnr_max and gsnr_rms, as a parameter group."""
     if normalize == "rms":
         return normalizers["gsnr_rms"]
     return normalizers["gsnr_max"] if normalize else 1.0

@@ -39,55 +39,57 @@ class SGDSaI(Optimizer):
         θ ← θ − λ η θ
         θ ← θ − η G̃ᵢ m_t
 
-    Until a block meets such a gradient it is *unlatched*: its momentum stays zero, a zero gradient only
-    decays it, and a gradient with a NaN or an infinity leaves it as it is. A block that latches after the
-    first one is divided by the maximum recorded then, and capped at 1.
+    A block *latches* at that first gradient. Until then its momentum stays zero, a gradient of zeros only
+    decays it, and a gradient with a NaN or an infinity leaves it unchanged. The maximum is that of the blocks
+    which latch first; G̃ of a later block is capped at 1.
 
     Args:
         params: parameters, (name, parameter) pairs, or groups as dicts; every option below can be set per
-            group. Real and complex (as pairs of reals), any floating dtype.
-        lr: η ≥ 0, a float or a 0-dim tensor. Not AdamW's: see the README's table.
+            group. Parameters may be real or complex (as pairs of reals), of any floating dtype.
+        lr: the learning rate η ≥ 0, a float or a tensor of one element. AdamW's does not fit unless
+            normalize="rms"; see the README.
         momentum: μ in [0, 1). With 0 no buffer is allocated.
-        eps: ε ≥ 0, added to the deviation outside the root.
-        weight_decay: λ ≥ 0, decoupled; a step shrinks θ by the factor 1 − λη, whatever its scale.
-        foreach: use torch's multi-tensor operations. None, as `fused` None: the fastest way there is;
-            with both False the for-loop that is the ground truth.
+        eps: ε ≥ 0, added to the standard deviation, outside the root.
+        weight_decay: λ ≥ 0, decoupled: a step multiplies θ by 1 − λη, whatever its scale.
+        foreach: True uses torch's multi-tensor operations. None, as `fused` None, chooses the fastest way
+            that the device has; with both False the step is the for-loop, the ground truth.
         maximize: ascend. Gradients are never modified.
-        capturable: the step may be captured in a CUDA graph, once every block is latched. lr must be a
-            tensor then, or the graph keeps the value that it had.
-        differentiable: autograd records the step. The scales are constants to it.
-        fused: use a fused kernel: on the CPU torch's, on CUDA our Triton one.
-        normalize: divide by the largest G_snr (Algorithm 1). False: the raw G_snr multiplies lr, as in the
-            authors' release 1.0.3. "rms": divide all by one number, with which the first update has the RMS
-            of AdamW's at the same lr (`sgd_sai.gsnr.rms_normalizer`), whatever the loss is multiplied by,
-            where eps is small against every deviation.
-        unbiased: the variance with 1/(d−1), as in the tutorial listing and release 1.0.3, instead of 1/d.
-        measure_first: a block's first gradient is only measured and the block moves from its next one on,
-            as in the tutorial listing.
-        scale: "gsnr"; "sqrt_d", its limit √d, which depends on the block's size alone; or, for research, a
+        capturable: allow the step to be captured in a CUDA graph, once every block has latched. lr must then
+            be a tensor, or the graph would keep its value for ever.
+        differentiable: let autograd record the step. The scales are constants to it.
+        fused: True uses a fused kernel: torch's on the CPU, our Triton kernel on CUDA.
+        normalize: True divides by the largest G_snr (Algorithm 1). False lets the raw G_snr multiply lr, as
+            the authors' release 1.0.3 does. "rms" divides all G_snr by one number, so that the first update
+            has the RMS of AdamW's at the same lr (`sgd_sai.gsnr.rms_normalizer`). It does not depend on the
+            scale of the loss where eps is small against every standard deviation.
+        unbiased: use the variance with 1/(d−1) instead of 1/d, as the tutorial listing and release 1.0.3 do.
+        measure_first: only measure a block's first gradient; the block moves from its next one on, as in the
+            tutorial listing.
+        scale: "gsnr"; or "sqrt_d", its limit √d, which depends on the block's size alone; or, for research, a
             callable from `Moments` to a positive float; or the raw G_snr of each parameter by its name, as
-            `measure_scales` gives them, for parameters that are named and of which a rank holds a part that
-            it cannot measure (DeepSpeed).
-        blocks: "tensor", one block per parameter; "group", one block per parameter group.
-        split: cut each parameter of the group into this many equal blocks along dim 0 (3 for a fused
-            q, k, v weight).
-        state_dtype: of the momentum. None: the parameter's, but float32 at least; `torch.bfloat16`, 2 bytes
-            an element; "8bit", one byte and a float32 for each 256, in tensors of 4096 elements or more.
-        rounding: of bfloat16 parameters: "nearest"; "stochastic", right in the mean, by torch's default
-            generator; "kahan", exact to about float32, in 2 more bytes an element. Float16 ones take "kahan".
-        process_group: all ranks that hold parameters of the model, where each holds others (pipeline or
-            expert parallelism): the maximum is theirs. Until it is known, each `step` of each rank joins one
-            collective, with gradients or without; afterwards none does. Not part of the state: a copy or an
-            unpickled optimizer has None until `optimizer.process_group = …`.
+            `measure_scales` returns them, for wrappers that flatten the parameters (DeepSpeed).
+        blocks: "tensor" makes each parameter a block, "group" each parameter group.
+        split: cut each parameter of the group into this many equal blocks along dim 0: 3 for a fused
+            q, k, v weight.
+        state_dtype: the dtype of the momentum. None: that of the parameter, but float32 at least;
+            `torch.bfloat16`: 2 bytes an element; "8bit": one byte, and a float32 for every 256 elements, in
+            tensors of 4096 elements or more.
+        rounding: how bfloat16 parameters are rounded: to "nearest"; "stochastic", with the right mean, by
+            torch's default generator; "kahan", which is exact to about float32 and takes 2 more bytes an
+            element. Float16 parameters can take "kahan".
+        process_group: the ranks over which the maximum is taken, if each holds other parameters of the model
+            (pipeline or expert parallelism). Until the maximum is known, every `step` of every rank joins one
+            collective, also without gradients; afterwards none does. It is no part of the state: a copied or
+            unpickled optimizer has None until you set `optimizer.process_group`.
 
     The tutorial listing is ``unbiased=True, measure_first=True``; release 1.0.3 is
     ``normalize=False, unbiased=True, weight_decay=1e-2``.
 
-    State, per parameter: ``momentum_buffer`` and ``gsnr``, the raw G_snr as a float, −1 while unlatched
-    (``gsnr_0``, ``gsnr_1``, … for a split one); ``momentum_absmax`` beside a momentum in 8 bits, and
-    ``compensation`` for "kahan". Per group: ``gsnr_max``, the largest G_snr of all groups at the first
-    latch, and ``gsnr_rms``, the divisor of "rms". Nothing else, so any checkpoint resumes exactly. A saved
-    state also says, as ``momentum_begun``, of a momentum of zeros whether m₁ is still to come.
+    State of each parameter: ``momentum_buffer``, and ``gsnr``, the raw G_snr as a float, −1 until the block
+    latches (``gsnr_0``, ``gsnr_1``, … with `split`); ``momentum_absmax`` beside an 8-bit momentum;
+    ``compensation`` with "kahan". Each group also has ``gsnr_max``, the largest G_snr of all groups at the
+    first latch, and ``gsnr_rms``, the divisor of "rms". There is no other state, so a checkpoint resumes
+    exactly. A saved state adds ``momentum_begun`` where a momentum of zeros may still wait for m₁.
 
     Raises:
         ValueError, TypeError: an option or a parameter that is not allowed, by name; a sparse gradient.
@@ -217,7 +219,7 @@ class SGDSaI(Optimizer):
         return collected
 
     def _gather(self, group: Group, index: int | None) -> Columns | list[Block]:
-        """What has a gradient in a group, or at one index of it: columns if all is plain, else blocks."""
+        """The parameters of a group, or the one at an index, that have a gradient: columns if all are plain."""
         params = group["params"] if index is None else [group["params"][index]]
         if columns := plain_columns(group, params, self.state):
             return columns
@@ -251,10 +253,10 @@ class SGDSaI(Optimizer):
         self._move((group, index))
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch.optim's, tensors and plain values only: a callable scale rule is saved as its name.
+        """Return the state as torch.optim's optimizers do, as tensors and plain values only.
 
-        After the first step it has every trainable parameter, also one that met no gradient yet: distributed
-        checkpoints load what was saved, key by key.
+        A callable scale rule is saved as its name. After the first step the state has every trainable
+        parameter, also one without a gradient so far, since distributed checkpoints load key by key.
         """
         if self.state:
             self._complete_state()

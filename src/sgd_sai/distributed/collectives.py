@@ -53,7 +53,7 @@ def gather_over_ranks(values: Sequence[float], group: ProcessGroup) -> list[list
 
 
 def told_by_ranks(told: Any, group: ProcessGroup) -> list[Any]:
-    """What each rank of the group tells, in the order of the ranks; on each."""
+    """Gather an object from each rank of the group, in the order of the ranks, on every rank."""
     everyones: list[Any] = [None] * group.size()
     torch.distributed.all_gather_object(everyones, told, group)
     return everyones

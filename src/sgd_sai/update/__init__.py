@@ -61,7 +61,7 @@ def update(
 
 
 def _choose(param: Tensor, group: Group, compiling: bool) -> Update:
-    """What the user asked for; None means the fastest there is."""
+    """The way that the user asked for; None means the fastest there is."""
     if group["differentiable"]:
         return reference.update
     if compiling or group["foreach"]:

@@ -1,4 +1,4 @@
-"""What `sgd_sai.update.triton` runs on the GPU: each program moves one chunk of one tensor."""
+"""The kernel that `triton_launch` runs on the GPU: each program moves one chunk of one tensor."""
 
 # Triton's language has no types for mypy, and none of its own but tl.constexpr.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators

@@ -89,7 +89,7 @@ def update(
 
 
 def _layout(θ: Tensor, g: Tensor, m: Tensor | None) -> tuple[object, ...]:
-    """What a launch depends on for as long as it lives; the addresses may change."""
+    """All that a launch depends on for as long as it lives; the addresses may change."""
     of_m = None if m is None else (m.dtype, _lie(m))
     return θ.device, θ.dtype, g.dtype, _lie(θ), _lie(g), of_m
 
