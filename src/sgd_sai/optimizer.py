@@ -219,7 +219,7 @@ class SGDSaI(Optimizer):
         return collected
 
     def _gather(self, group: Group, index: int | None) -> Columns | list[Block]:
-        """The parameters of a group that have a gradient, or the one at an index: columns if all are plain."""
+        """The parameters of a group that have a gradient, or one of them: columns if all are plain."""
         params = group["params"] if index is None else [group["params"][index]]
         if columns := plain_columns(group, params, self.state):
             return columns
