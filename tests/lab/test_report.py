@@ -9,10 +9,11 @@ from dataclasses import replace
 import pytest
 
 from sgd_sai.cli import main
-from sgd_sai.lab import page
 from sgd_sai.lab.optimizers import DEFAULT
 from sgd_sai.lab.records import GSNR, METRICS, RUN, Run, read_runs
-from sgd_sai.lab.summary import by_task, sentences
+from sgd_sai.lab.report import page
+from sgd_sai.lab.summary import by_task
+from sgd_sai.lab.summary.sentences import sentences
 
 
 def test_it_is_rebuilt_from_the_records_alone(runs, tmp_path):

@@ -7,8 +7,9 @@ import math
 import pytest
 from scipy import stats
 
-from sgd_sai.lab import page, statistics
 from sgd_sai.lab.records import Record, Run, RunConfig
+from sgd_sai.lab.report import page
+from sgd_sai.lab.summary import statistics
 
 ADAMW = {0: 2.00, 1: 2.10, 2: 2.05, 3: 1.90}
 OURS = {0: 2.10, 1: 2.15, 2: 2.20, 3: 1.95}

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import time
+from contextlib import nullcontext
 from functools import partial
 from itertools import product
 
@@ -15,12 +16,16 @@ import pytest
 from lab_commands import start
 
 from sgd_sai.cli import main
-from sgd_sai.lab import sweep, sweep_page
 from sgd_sai.lab.records import Record, Run, RunConfig, read_runs
+from sgd_sai.lab.sweep import page as sweep_page
+from sgd_sai.lab.sweep import trials as sweep_trials
+from sgd_sai.lab.sweep.axes import Axes
+from sgd_sai.lab.sweep.results import grids
+from sgd_sai.lab.sweep.trials import Trials, alone
 
 GRID = {"lr": [0.1, 1.0], "weight_decay": [0.0, 1e-3]}
 POINTS = set(product(*GRID.values()))
-AXES = sweep.Axes(*GRID.values())
+AXES = Axes(*GRID.values())
 
 
 def sweeping(out, *more):
@@ -71,7 +76,7 @@ def test_a_killed_sweep_loses_no_point_and_runs_none_twice(tmp_path, capsys):
 
 
 def opened(storage, name="s"):
-    return sweep.Sweep(name, storage, AXES, {"steps": 1, "data": "none"})
+    return Trials(name, storage, AXES, {"steps": 1, "data": "none"})
 
 
 def test_points_of_a_process_that_is_gone_come_back_once():
@@ -89,18 +94,18 @@ def test_points_of_a_process_that_is_gone_come_back_once():
     assert len(asked) == len(set(asked)) == 3
     assert {point for _, point in lost} <= set(asked)
     first.tell(lost[0][0], ended(lost[0][1]))  # it was not dead after all: nothing happens
-    assert sorted(completed(first.study.get_trials())) == sorted(asked)
+    assert sorted(completed(first.optuna_study.get_trials())) == sorted(asked)
 
 
-@pytest.mark.parametrize("alone", [sweep.nullcontext, lambda: sweep.nullcontext()], ids=["no lock", "lock"])
-def test_a_process_that_dies_while_it_claims_loses_no_point(alone, monkeypatch):
+@pytest.mark.parametrize("lock", [nullcontext, lambda: nullcontext()], ids=["no lock", "lock"])
+def test_a_process_that_dies_while_it_claims_loses_no_point(lock, monkeypatch):
     """Between having a trial and putting its name to it."""
-    monkeypatch.setattr(sweep, "CLAIMING", 1.5)
+    monkeypatch.setattr(sweep_trials, "CLAIMING", 1.5)
     storage = optuna.storages.InMemoryStorage()
     first = opened(storage)
     first._enter()
-    first.study.ask()  # and no more
-    again = sweep.Sweep("s", storage, AXES, {"steps": 1, "data": "none"}, alone)
+    first.optuna_study.ask()  # and no more
+    again = Trials("s", storage, AXES, {"steps": 1, "data": "none"}, lock)
     asked = []
     while claimed := again.claim():
         trial, point = claimed
@@ -115,7 +120,7 @@ def test_a_silent_process_elsewhere_is_taken_for_dead():
     trial.set_user_attr("owner", ["another machine", 1, 0.0])
     rest = [first.claim()[1] for _ in range(3)]
     assert first.claim() is None
-    trial.set_user_attr("seen", time.time() - sweep.SILENCE - 1)
+    trial.set_user_attr("seen", time.time() - sweep_trials.SILENCE - 1)
     assert first.claim()[1] == point
     assert point not in rest
 
@@ -123,9 +128,9 @@ def test_a_silent_process_elsewhere_is_taken_for_dead():
 def claims(url, ready, found):
     """All that one of several processes can claim of a SQLite file that none has made yet."""
     ready.wait()
-    with sweep._alone(url):
+    with alone(url):
         storage = optuna.storages.get_storage(url)
-    one = sweep.Sweep("s", storage, AXES, {"steps": 1, "data": "none"}, partial(sweep._alone, url))
+    one = Trials("s", storage, AXES, {"steps": 1, "data": "none"}, partial(alone, url))
     while claimed := one.claim():
         trial, point = claimed
         one.tell(trial, ended(point))
@@ -162,10 +167,10 @@ def test_two_processes_share_a_storage(tmp_path):
 
 
 def test_a_grid_grows_where_its_best_lies_on_an_edge():
-    axes = sweep.Axes([0.1, 1.0], [0.0, 1e-3])
-    assert axes.grown((1.0, 1e-3)) == sweep.Axes([0.1, 1.0, 10.0], [0.0, 1e-3, 0.01])
-    assert axes.grown((0.1, 0.0)) == sweep.Axes([0.01, 0.1, 1.0], [0.0, 1e-3])
-    assert sweep.Axes([0.1, 1.0, 10.0], [0.0]).grown((1.0, 0.0)) is None
+    axes = Axes([0.1, 1.0], [0.0, 1e-3])
+    assert axes.grown((1.0, 1e-3)) == Axes([0.1, 1.0, 10.0], [0.0, 1e-3, 0.01])
+    assert axes.grown((0.1, 0.0)) == Axes([0.01, 0.1, 1.0], [0.0, 1e-3])
+    assert Axes([0.1, 1.0, 10.0], [0.0]).grown((1.0, 0.0)) is None
 
 
 def test_it_goes_on_with_a_wider_grid_but_not_with_other_runs(tmp_path, capsys):
@@ -216,7 +221,7 @@ def ended(point, status="finished"):
 
 def test_a_point_that_diverged_has_no_number():
     runs = [Run(ended(point, "diverged" if point == (1.0, 0.0) else "finished"), [], []) for point in POINTS]
-    (grid,) = sweep_page.grids(runs)
+    (grid,) = grids(runs)
     assert grid.found == [[0.75, None], [0.75, 0.75]]
     assert grid.summary == (
         "A task, SGD-SaI, seed 0: best 0.75, mean 0.5625, 3 of 4 points finished; "

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sgd_sai.cli import CommandError
-from sgd_sai.lab import arguments, provenance, ranks, report, runner, tune, tuned
+from sgd_sai.lab import arguments, provenance, ranks, runner, tune, tuned
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import RunConfig
+from sgd_sai.lab.report.command import write as write_report
 from sgd_sai.lab.study import Plan, study
 from sgd_sai.lab.tasks import ALL
 
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
                 runs.run_all(plans, jobs)
         finally:
             if ranks.first() and any(out.glob("*/run.json")):
-                report.write([out], out / "report.html")
+                write_report([out], out / "report.html")
     return 0
 
 

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
 from sgd_sai import gsnr
-from sgd_sai.analysis import GSNRRecorder
+from sgd_sai.diagnostics import GSNRRecorder
 from sgd_sai.lab import optimizers, provenance, ranks
 from sgd_sai.lab.records import (
     CHECKPOINT,

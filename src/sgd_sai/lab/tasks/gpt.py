@@ -15,6 +15,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from sgd_sai.lab import samples
 from sgd_sai.lab.schedules import Schedule
 from sgd_sai.lab.tasks import parquet
 from sgd_sai.lab.tasks.problem import Batch, Problem, Task, batches, generator, initial_std
@@ -25,7 +26,6 @@ PAPER_CONTEXT, _BINS = 1024, ("train.bin", "val.bin")
 _LOOKED_AT = 10_000_000  # tokens, of which none may be out of range
 VALIDATION = 256  # sequences, spread evenly over the held-out text
 HELD_OUT = 10  # one file in so many
-BAR = "┃"  # between the prompt of a sample and what the model made of it
 _SAMPLED, _TEMPERATURE = 200, 0.8
 
 
@@ -78,7 +78,7 @@ class Text(Problem):
             chances = torch.softmax(logits / _TEMPERATURE, -1)
             text.append(int(torch.multinomial(chances, 1, generator=draws)))
         model.train()
-        return f"{self.decode(list(self.prompt))}{BAR}{self.decode(text[len(self.prompt) :])}"
+        return samples.joined(self.decode(list(self.prompt)), self.decode(text[len(self.prompt) :]))
 
 
 def load(
