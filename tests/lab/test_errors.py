@@ -12,7 +12,7 @@ from lab_commands import compare
 
 from sgd_sai.cli import main
 from sgd_sai.lab.records import read_runs
-from sgd_sai.lab.runner import load
+from sgd_sai.lab.runs.runner import load
 
 
 def rejected(arguments, capsys):

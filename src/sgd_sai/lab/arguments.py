@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from sgd_sai.cli import CommandError
-from sgd_sai.lab import ranks
 from sgd_sai.lab.optimizers import DEFAULT, OPTIMIZERS, check_installed
-from sgd_sai.lab.runner import load
+from sgd_sai.lab.runs import processes
+from sgd_sai.lab.runs.runner import load
 from sgd_sai.lab.tasks import DEFAULT as DEFAULT_TASKS
 from sgd_sai.lab.tasks import SCALES, TASKS
 
@@ -21,7 +21,7 @@ MOST_AT_ONCE = 1024  # threads, jobs
 
 
 def add_shared(parser: argparse.ArgumentParser) -> None:
-    """What both `compare` and `tune` take."""
+    """Add the arguments that `compare`, `tune` and `sweep` take."""
     parser.add_argument(
         "--task",
         default=",".join(DEFAULT_TASKS),
@@ -159,9 +159,9 @@ def folder(out: Path | None, resume: bool, default: Path) -> Path:
 
 def check_alone(command: str) -> None:
     """Raise if torchrun has started several processes."""
-    if ranks.started() > 1:
+    if processes.started() > 1:
         raise CommandError(
-            f"WORLD_SIZE: given {ranks.started()}, by torchrun or the like, to `{command}`; allowed: one "
+            f"WORLD_SIZE: given {processes.started()}, by torchrun or the like, to `{command}`; allowed: one "
             "process, since every rank would train the same runs into one folder (--jobs has several side by "
             "side); `compare` takes several"
         )

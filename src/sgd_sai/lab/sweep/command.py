@@ -21,9 +21,10 @@ import optuna
 from rich.console import Console
 
 from sgd_sai.cli import CommandError
-from sgd_sai.lab import arguments, provenance, runner
+from sgd_sai.lab import arguments, provenance
 from sgd_sai.lab.records import Record, RunConfig, read_runs, write_aside
-from sgd_sai.lab.study import end_without, outcome
+from sgd_sai.lab.runs import runner
+from sgd_sai.lab.runs.run_pool import end_without, outcome
 from sgd_sai.lab.sweep import page
 from sgd_sai.lab.sweep.axes import Axes, Point
 from sgd_sai.lab.sweep.trials import Trials, alone, point_of

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgd_sai.lab import pretrained
 from sgd_sai.lab.schedules import Schedule
-from sgd_sai.lab.tasks import gpt
+from sgd_sai.lab.tasks import gpt, pretrained
 from sgd_sai.lab.tasks.problem import IGNORED, Batch, Problem, Task, batches, epoch_indices, needs
 
 RANK, ALPHA = 4, 32  # ALPHA as in the paper on LoRA

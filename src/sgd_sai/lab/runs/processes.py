@@ -1,7 +1,7 @@
-"""One run on many processes, as torchrun starts them: each computes its share of every batch.
+"""One run in several processes, as torchrun starts them: each, a rank, computes its share of every batch.
 
-All ranks do the same things in the same order, on the same random numbers. Rank 0 alone writes what is kept,
-and says what only it can know; the others write into a folder that is thrown away. Outside of torchrun there
+All ranks do the same things in the same order, on the same random numbers. Rank 0 alone writes the files that are
+kept, and tells the others its values; they write into a folder that is thrown away. Outside of torchrun there
 is one rank, and nothing here does anything.
 """
 
@@ -33,7 +33,7 @@ _PARTING = 0.2
 
 
 def started() -> int:
-    """How many ranks torchrun has started."""
+    """Return how many ranks torchrun has started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -53,19 +53,19 @@ def group() -> Iterator[None]:
 
 
 def part() -> None:
-    """The end of all that the ranks do together, and of what Python does on them."""
+    """Part for good, after all that the ranks do together."""
     dist.barrier()
     dist.destroy_process_group()
     time.sleep(_PARTING)
 
 
 def count() -> int:
-    """How many ranks are together."""
+    """Return how many ranks are together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def first() -> bool:
-    """Whether this is the rank whose files are kept."""
+    """Return whether this is the rank whose files are kept."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
@@ -80,7 +80,7 @@ def first_alone() -> Iterator[None]:
 
 
 def told(value: T) -> T:
-    """What rank 0 has for `value`."""
+    """Return the `value` of rank 0, on each."""
     if count() == 1:
         return value
     values: list[Any] = [value]
@@ -91,7 +91,7 @@ def told(value: T) -> T:
 
 @contextmanager
 def own(folder: Path) -> Iterator[Path]:
-    """`folder` on rank 0, elsewhere one that is thrown away."""
+    """Yield `folder` on rank 0, elsewhere one that is thrown away."""
     if first():
         yield folder
         return
@@ -100,21 +100,21 @@ def own(folder: Path) -> Iterator[Path]:
 
 
 def share(batch: Batch) -> Batch:
-    """The part of a batch that this rank computes."""
+    """Return the part of a batch that this rank computes."""
     if count() == 1:
         return batch
     return tuple(torch.tensor_split(each, count())[dist.get_rank()] for each in batch)
 
 
 def total(value: Tensor) -> Tensor:
-    """The sum over the ranks, on each."""
+    """Return the sum over the ranks, on each."""
     if count() > 1:
         dist.all_reduce(value)
     return value
 
 
 def spread(model: nn.Module, fsdp: bool) -> nn.Module:
-    """What is called in training: `model` itself, sharded by `fsdp`; else wrapped to average gradients."""
+    """Return the module to train: `model` itself, sharded, if `fsdp`; else wrapped to average gradients."""
     if count() == 1:
         return model
     if not fsdp:
@@ -128,7 +128,7 @@ def spread(model: nn.Module, fsdp: bool) -> nn.Module:
 
 
 def whole_state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The states of a sharded model and of its optimizer, gathered on rank 0; empty on the others."""
+    """Return the states of a sharded model and of its optimizer, gathered on rank 0; empty on the others."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -138,7 +138,7 @@ def whole_state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Any],
 def load_whole_state(
     model: nn.Module, optimizer: Optimizer, of_model: dict[str, Any], of_optimizer: dict[str, Any]
 ) -> None:
-    """Load what `whole_state` gave, which every rank has, into a sharded model; what is not there stays."""
+    """Load the states of `whole_state`, which every rank has, into a sharded model; the rest of it stays."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
     options = StateDictOptions(full_state_dict=True, strict=False)

@@ -15,8 +15,8 @@ pytest.importorskip("transformers", reason="the lab extra is not installed")
 
 from transformers.modeling_outputs import TokenClassifierOutput
 
-from sgd_sai.lab import ranks, runner
 from sgd_sai.lab.records import CHECKPOINT, RunConfig
+from sgd_sai.lab.runs import processes, runner
 from sgd_sai.lab.tasks import ALL, Problem
 from sgd_sai.lab.tasks.problem import IGNORED, Batch
 
@@ -63,7 +63,7 @@ def test_uneven_shares(fsdp: bool, accumulate: int, tmp_path: Path) -> None:
     expected = train(tmp_path / "one", CONFIG, accumulate)
     found = world(2, train, tmp_path / "two", replace(CONFIG, ranks=2, fsdp=fsdp), accumulate)
     assert found[0] == found[1] == pytest.approx(expected, rel=1e-6)
-    assert ranks.count() == 1
+    assert processes.count() == 1
     one, two = (
         torch.load(tmp_path / which / CHECKPOINT, weights_only=True)["model"] for which in ("one", "two")
     )

@@ -10,9 +10,8 @@ import torch
 from lab_commands import compare, start, wait_for_step
 
 from sgd_sai.cli import main
-from sgd_sai.lab import runner
 from sgd_sai.lab.records import CHECKPOINT, GSNR, METRICS, BlockGSNR, Record
-from sgd_sai.lab.runner import CHECKPOINT_EVERY, LOG_EVERY
+from sgd_sai.lab.runs.training import CHECKPOINT_EVERY, LOG_EVERY, Training
 from sgd_sai.lab.schedules import Schedule
 
 RUN = "cnn-sgd-sai-0"
@@ -132,7 +131,7 @@ def test_runs_side_by_side_stop_at_ctrl_c_and_are_the_same_as_one_after_another(
 def test_the_g_snr_of_every_block_is_recorded_and_changes_nothing(tmp_path, monkeypatch):
     seen, unseen = tmp_path / "seen", tmp_path / "unseen"
     assert main(compare(seen, steps=20)) == 0
-    monkeypatch.setattr(runner._Running, "_measure", lambda self: None)
+    monkeypatch.setattr(Training, "_measure", lambda self: None)
     assert main(compare(unseen, steps=20)) == 0
     assert lines(seen / RUN) == lines(unseen / RUN)
     assert not (unseen / RUN / GSNR).exists()

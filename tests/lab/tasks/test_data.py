@@ -14,7 +14,8 @@ from lab_data import picture, write_e2e, write_folders, write_gpt2, write_parque
 
 from sgd_sai.cli import main
 from sgd_sai.lab.records import Record
-from sgd_sai.lab.runner import _Running, load
+from sgd_sai.lab.runs.runner import load
+from sgd_sai.lab.runs.training import Training
 from sgd_sai.lab.tasks import ALL, SCALES, TASKS, gpt, images, lora
 
 
@@ -247,7 +248,7 @@ def test_a_small_gpt_trains_in_parts_and_in_bf16():
     problem.loss(model, problem.batch(0, 0)).backward()
     whole = [param.grad.clone() for param in model.parameters()]
     model.zero_grad()
-    running = _Running.__new__(_Running)
+    running = Training.__new__(Training)
     running.problem, running.called, running.device = problem, model, torch.device("cpu")
     for bf16, tolerance in ((False, 1e-5), (True, 5e-2)):
         running.task = replace(TASKS["gpt"], accumulate=2, bf16=bf16)

@@ -1,4 +1,4 @@
-"""Several runs, one after another or side by side, with a progress bar."""
+"""Several runs, one after another or side by side in processes, with a progress bar."""
 
 from __future__ import annotations
 
@@ -10,21 +10,31 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from sgd_sai.lab import ranks, runner
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import Record, RunConfig
-from sgd_sai.lab.tasks import ALL
-
-#: A run to do: what, where, and where its learning rate comes from.
-Plan = tuple[RunConfig, Path, dict[str, Any] | None]
+from sgd_sai.lab.runs import processes, runner
 
 
-class Study:
+class PlannedRun(NamedTuple):
+    """A run to do, or to go on with.
+
+    Attributes:
+        config: its configuration.
+        folder: where its files are.
+        tuning: where its learning rate comes from, for the record.
+    """
+
+    config: RunConfig
+    folder: Path
+    tuning: dict[str, Any] | None = None
+
+
+class RunPool:
     """Runs, with a line for each that ends and a bar for each that goes on and for all."""
 
     def __init__(self, progress: Progress, total: int | None) -> None:
@@ -34,39 +44,37 @@ class Study:
         self._ended = 0  # steps of the runs that have ended
         self._bars: dict[TaskID, int] = {}  # of the others, with the steps done
 
-    def run(self, config: RunConfig, folder: Path, tuning: dict[str, Any] | None = None) -> Record:
-        """Carry out one run, or what is left of it."""
-        bar = self._begin(config)
+    def run(self, planned: PlannedRun) -> Record:
+        """Carry out one run, or the rest of it."""
+        bar = self._begin(planned.config)
         try:
-            record = runner.train(
-                config, folder, tuning, lambda step, loss, lr: self._follow(bar, step, loss, lr)
-            )
+            record = runner.train(*planned, lambda step, loss, lr: self._follow(bar, step, loss, lr))
         except BaseException:
             self._progress.remove_task(bar)
             raise
         self._end(bar, record)
         return record
 
-    def run_all(self, plans: Sequence[Plan], jobs: int) -> None:
+    def run_all(self, planned: Sequence[PlannedRun], jobs: int) -> None:
         """Carry out the runs, `jobs` at a time, each in a process if there is more than one.
 
         Raises:
             KeyboardInterrupt: every run that was begun has stopped between two steps, and can be resumed.
         """
         if jobs == 1:
-            for plan in plans:
-                self.run(*plan)
+            for each in planned:
+                self.run(each)
             return
         context = get_context("spawn")
         steps, stop = context.Queue(), context.Event()
-        waiting = list(reversed(plans))
+        waiting = list(reversed(planned))
         running: dict[str, tuple[Future[Record], TaskID]] = {}
         with ProcessPoolExecutor(jobs, context, _begin_worker, (steps, stop, os.getpid())) as pool:
             try:
                 while waiting or running:
                     while waiting and len(running) < jobs:
-                        plan = waiting.pop()
-                        running[str(plan[1])] = pool.submit(_train, plan), self._begin(plan[0])
+                        each = waiting.pop()
+                        running[str(each.folder)] = pool.submit(_train, each), self._begin(each.config)
                     self._hear(steps, {folder: bar for folder, (_, bar) in running.items()})
                     for folder, (future, bar) in list(running.items()):
                         if future.done():
@@ -127,23 +135,22 @@ def end_without(parent: int) -> None:
         os._exit(1)
 
 
-def _train(plan: Plan) -> Record:
-    """One run, in a process of its own, which ends with its parent."""
-    config, folder, tuning = plan
+def _train(planned: PlannedRun) -> Record:
+    """Carry out one run, in a process of its own, which ends with its parent."""
     steps, stop, parent = _channel
 
     def watch(step: int, loss: float, lr: float) -> None:
         end_without(parent)
         if stop.is_set():
             raise KeyboardInterrupt
-        steps.put((str(folder), step, loss, lr))
+        steps.put((str(planned.folder), step, loss, lr))
 
-    return runner.train(config, folder, tuning, watch)
+    return runner.train(*planned, watch)
 
 
 @contextmanager
-def study(total: int | None = None) -> Iterator[Study]:
-    """A `Study` with its progress bar on the terminal."""
+def run_pool(total: int | None = None) -> Iterator[RunPool]:
+    """Yield a `RunPool` with its progress bar on the terminal."""
     columns = (
         "{task.description}",
         BarColumn(),
@@ -152,12 +159,12 @@ def study(total: int | None = None) -> Iterator[Study]:
         "{task.fields[lr]}",
     )
     texts = [TextColumn(each) if isinstance(each, str) else each for each in columns]
-    with Progress(*texts, TimeRemainingColumn(), console=Console(quiet=not ranks.first())) as progress:
-        yield Study(progress, total)
+    with Progress(*texts, TimeRemainingColumn(), console=Console(quiet=not processes.first())) as progress:
+        yield RunPool(progress, total)
 
 
 def outcome(record: Record) -> str:
-    """How a run ended, in a few words."""
+    """Return how a run ended, in a few words."""
     result = record.result
     if result is None:
         return record.status
@@ -165,16 +172,3 @@ def outcome(record: Record) -> str:
         return f"diverged at step {result['diverged_at']}"
     accuracy = f", accuracy {result['val_accuracy']:.1%}" if record.task["metric"] == "val_accuracy" else ""
     return f"validation loss {result['val_loss']:.4f}{accuracy}, {result['seconds']:.0f} s"
-
-
-def better(record: Record) -> tuple[float, float]:
-    """A key that is smaller for the better run: by its task's metric, then by its loss; diverged is last."""
-    return rank(ALL[record.config.task].metric, record.status, record.result)
-
-
-def rank(metric: str, status: str, result: dict[str, Any] | None) -> tuple[float, float]:
-    """`better`, for what a run left."""
-    if status != "finished" or result is None:
-        return (float("inf"), float("inf"))
-    loss = result["val_loss"]
-    return (loss if metric == "val_loss" else -result["val_accuracy"], loss)

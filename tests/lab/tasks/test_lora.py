@@ -7,10 +7,10 @@ import torch
 from lab_commands import compare
 
 from sgd_sai.cli import main
-from sgd_sai.lab import optimizers, pretrained
+from sgd_sai.lab import optimizers
 from sgd_sai.lab.records import CHECKPOINT, PICTURES, TEXT, Record
-from sgd_sai.lab.runner import load
-from sgd_sai.lab.tasks import TASKS
+from sgd_sai.lab.runs.runner import load
+from sgd_sai.lab.tasks import TASKS, pretrained
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:SGDSaI:UserWarning")  # of A, whose first gradient is zero
