@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from sgd_sai.cli import CommandError
 from sgd_sai.lab.optimizers import DEFAULT, OPTIMIZERS, check_installed
+from sgd_sai.lab.records import DamagedRun
 from sgd_sai.lab.runs import processes
 from sgd_sai.lab.runs.runner import load
 from sgd_sai.lab.tasks import DEFAULT as DEFAULT_TASKS
@@ -155,6 +157,15 @@ def folder(out: Path | None, resume: bool, default: Path) -> Path:
     except OSError as error:
         raise CommandError(f"--out: cannot use {out}: {error.strerror}") from None
     return out
+
+
+@contextmanager
+def damage_told() -> Iterator[None]:
+    """Turn a `DamagedRun` into the command's error."""
+    try:
+        yield
+    except DamagedRun as error:
+        raise CommandError(str(error)) from None
 
 
 def check_alone(command: str) -> None:

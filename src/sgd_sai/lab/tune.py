@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--missing", action="store_true", help="search only for what FILE lacks")
 
 
+@arguments.damage_told()
 def run(args: argparse.Namespace) -> int:
     """Tune and enter the results; 0."""
     arguments.check_alone("tune")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -75,6 +77,19 @@ def test_the_sentences_say_who_is_ahead_and_by_how_much(runs):
         points = 100 * (best.mean("val_accuracy") - row.mean("val_accuracy"))
         assert f"{row.label} ends {points:.1f} points lower" in said[0] or "level" in said[0]
     assert any("of AdamW's" in sentence for sentence in said)
+
+
+def test_drawing_it_imports_no_models(runs, tmp_path):
+    """A report of records is drawn where transformers, or what else a task needs, is not installed."""
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(['transformers', 'tokenizers', 'sklearn', 'optuna'])); "
+        "from sgd_sai.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    page = tmp_path / "report.html"
+    drawing = [sys.executable, "-c", program, "report", str(runs), "--out", str(page)]
+    ended = subprocess.run(drawing, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert page.read_bytes() == (runs / "report.html").read_bytes()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

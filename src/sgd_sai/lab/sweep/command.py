@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@arguments.damage_told()
 def run(args: argparse.Namespace) -> int:
     """Run what is left of the grids and draw them; 0."""
     arguments.check_alone("sweep")
