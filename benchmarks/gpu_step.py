@@ -30,7 +30,7 @@ from sgd_sai import SGDSaI
 from sgd_sai.cli import CommandError
 from sgd_sai.lab.provenance import command, machine, now
 from sgd_sai.lab.records import write_json
-from sgd_sai.update import reference, triton
+from sgd_sai.update import reference, triton_launch
 
 DTYPES = (torch.float32, torch.bfloat16)
 WARM_UP = 5  # rounds: scales, state, compiling
@@ -84,7 +84,7 @@ def contenders(params: list[Tensor]) -> Iterator[Contender]:
         yield Contender(
             f"SGD-SaI's kernel, {name_of(m_dtype)} m",
             partial(
-                triton.update, params, grads, momenta, [1.0] * len(params),
+                triton_launch.update, params, grads, momenta, [1.0] * len(params),
                 **OPTIONS, maximize=False, cache={},
             ),
             partial(streams, params, grads, momenta),
@@ -137,7 +137,7 @@ def check(dtype: torch.dtype, device: torch.device) -> None:
         for d in (dtype, dtype, torch.float32)
     ]
     theirs = [[tensor.clone() for tensor in of_kind] for of_kind in ours]
-    for way, (params, grads, momenta) in ((triton, ours), (reference, theirs)):
+    for way, (params, grads, momenta) in ((triton_launch, ours), (reference, theirs)):
         way.update(
             params, grads, momenta, [0.5] * len(shapes),
             lr=0.1, momentum=0.9, weight_decay=0.1, maximize=False,
@@ -220,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not torch.cuda.is_available():
             raise CommandError("this machine has no GPU that torch can use; nothing was measured")
         device = torch.device("cuda", torch.cuda.current_device())
-        if not triton.available(device):
+        if not triton_launch.available(device):
             raise CommandError("the kernel needs triton and a GPU of compute capability 8.0 or newer")
     except CommandError as error:
         print(f"gpu_step: {error}", file=sys.stderr)

@@ -28,15 +28,17 @@ from sgd_sai import SGDSaI
         ({"weight_decay": -1.0}, ValueError, "weight_decay: given -1.0"),
         ({"weight_decay": None}, TypeError, "weight_decay: given None"),
         ({"maximize": 1}, TypeError, "maximize: given 1; allowed: True or False"),
-        ({"normalize": "max"}, TypeError, "normalize: given 'max'"),
-        ({"scale": "snr"}, ValueError, "scale: given 'snr'; allowed: 'gsnr', 'sqrt_d' or a callable"),
+        ({"normalize": "max"}, ValueError, "normalize: given 'max'; allowed: True, False or 'rms'"),
+        ({"normalize": 1}, TypeError, "normalize: given 1"),
+        ({"blocks": ["tensor"]}, TypeError, r"blocks: given \['tensor'\]"),
+        ({"scale": "snr"}, ValueError, "scale: given 'snr'; allowed: 'gsnr', 'sqrt_d', a callable, or"),
         ({"blocks": "layer"}, ValueError, "blocks: given 'layer'; allowed: 'tensor' or 'group'"),
         ({"split": 0}, ValueError, "split: given 0; allowed: an integer ≥ 1"),
         ({"split": 1.5}, TypeError, "split: given 1.5"),
         (
             {"split": 4},
             ValueError,
-            r"split: given 4, which does not divide dim 0 of parameter 0, of shape \(6, 2\)",
+            r"split: given 4 for parameter 0 of shape \(6, 2\), whose dim 0 it does not divide",
         ),
         ({"split": 2, "blocks": "group"}, ValueError, "split: given 2 with blocks='group'"),
         ({"split": 2, "measure_first": True}, ValueError, "split: given 2 with measure_first=True"),
@@ -61,9 +63,9 @@ def test_option_that_is_not_allowed(options: dict, error: type[Exception], messa
 
 def test_parameter_given_twice() -> None:
     p = nn.Parameter(torch.zeros(6, 2))
-    with pytest.raises(ValueError, match=r"params: parameter 1, of shape \(6, 2\) is given twice"):
+    with pytest.raises(ValueError, match=r"params: parameter 1 of shape \(6, 2\) is given twice"):
         SGDSaI([p, p])
-    with pytest.raises(ValueError, match="params: parameter 'again' is given twice"):
+    with pytest.raises(ValueError, match="params: parameter 'again' of shape .* is given twice"):
         SGDSaI([("once", p), ("again", p)])
     with pytest.raises(ValueError, match="is given twice"):
         SGDSaI([{"params": [p]}, {"params": [p]}])

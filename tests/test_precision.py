@@ -11,7 +11,7 @@ from torch import nn
 
 from optimizer_info import Watch, give_gradients
 from sgd_sai import SGDSaI
-from sgd_sai.precision import BLOCK, Momentum8, create_momentum
+from sgd_sai.quantized import BLOCK, Momentum8, create_momentum8
 from sgd_sai.update.pieces import pieces
 
 STATES: dict[str, dict[str, Any]] = {
@@ -38,7 +38,7 @@ def parameters(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
 
 def empty_momentum(like: torch.Tensor) -> Momentum8:
     state: dict[str, Any] = {}
-    create_momentum(state, like, "8bit", 1)
+    create_momentum8(state, like, 1)
     return Momentum8(state["momentum_buffer"], state["momentum_absmax"])
 
 
@@ -156,7 +156,7 @@ def test_bf16_training_follows_float32(rounding: str) -> None:
 
 
 def test_stochastic_rounding_is_right_in_the_mean() -> None:
-    from sgd_sai.precision import round_to
+    from sgd_sai.update.quantized import round_to
 
     torch.manual_seed(0)
     exact = torch.full((200_000,), 1.0 + 2**-7 * 0.3)
@@ -239,7 +239,7 @@ def test_peak_memory_in_8_bits() -> None:
     [
         ({"state_dtype": torch.int8}, "state_dtype: given torch.int8; allowed: None, '8bit', torch.float64"),
         ({"state_dtype": "4bit"}, "state_dtype: given '4bit'"),
-        ({"rounding": "up"}, "rounding: given 'up'; allowed: 'nearest', 'stochastic', 'kahan'"),
+        ({"rounding": "up"}, "rounding: given 'up'; allowed: 'nearest', 'stochastic' or 'kahan'"),
         ({"rounding": "kahan", "differentiable": True}, "differentiable: given True with"),
     ],
 )

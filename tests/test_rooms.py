@@ -10,8 +10,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "sgd_sai"
 
-#: From the lowest to the highest, in groups; the rooms of one group do not import each other. A file beside
-#: `__init__.py` that is not named here belongs to the optimizer.
+#: Folders of the optimizer, to which the files beside `__init__.py` belong too, but those that `ROOMS` names.
+OPTIMIZER = {"distributed", "update"}
+
+#: From the lowest to the highest, in groups; the rooms of one group do not import each other.
 ROOMS = (
     ("optimizer",),
     ("diagnostics",),
@@ -32,11 +34,9 @@ def room_of(module: str) -> str:
     parts = module.split(".")
     if len(parts) == 1:
         return "sgd_sai"
-    return (
-        parts[1]
-        if parts[1] in HEIGHT or ((PACKAGE / parts[1]).is_dir() and parts[1] != "update")
-        else "optimizer"
-    )
+    if parts[1] in HEIGHT or ((PACKAGE / parts[1]).is_dir() and parts[1] not in OPTIMIZER):
+        return parts[1]
+    return "optimizer"
 
 
 def exists(module: str) -> bool:

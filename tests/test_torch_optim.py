@@ -515,7 +515,7 @@ def test_ways_that_exclude_each_other(options: dict[str, Any], message: str) -> 
 
 def test_fused_where_there_is_no_kernel() -> None:
     with pytest.raises(
-        ValueError, match=r"fused: given True for parameter 0, .* on meta; allowed: on cpu and cuda"
+        ValueError, match=r"fused: given True for parameter 0 .* on meta; allowed: on cpu and cuda"
     ):
         SGDSaI([nn.Parameter(torch.empty(2, device="meta"))], fused=True)
 

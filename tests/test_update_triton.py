@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sgd_sai.update import reference
-from sgd_sai.update import triton as way
+from sgd_sai.update import triton_launch as way
 
 pytest.importorskip("triton")
 
@@ -349,7 +349,7 @@ def test_autograd_notices_the_step(device: torch.device) -> None:
 def test_available_and_imported_without_triton() -> None:
     program = """if True:
         import os, sys, torch
-        from sgd_sai.update import triton
+        from sgd_sai.update import triton_launch as triton
         cpu = torch.device("cpu")
         os.environ.pop("TRITON_INTERPRET", None)
         print("triton" in sys.modules, triton.available(cpu), triton.available(torch.device("meta")))

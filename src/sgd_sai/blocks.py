@@ -1,88 +1,79 @@
-"""The blocks of a parameter group in one step: what moves, and what waits for its scale."""
+"""The blocks of a parameter group in one step, and the columns of them that `update` takes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import repeat
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sgd_sai import gsnr
-from sgd_sai.distributed import Part, is_spread, local, local_parts
+from sgd_sai.distributed.layout import is_spread, local, local_parts
 from sgd_sai.gsnr import UNLATCHED
-from sgd_sai.options import Group, is_given
-from sgd_sai.precision import Momentum, Momentum8
-
-#: Blocks as parallel lists of real views: θ, g, m, the raw G_snr, the compensation.
-Columns = tuple[Sequence[Any], Sequence[Any], Sequence[Any], Sequence[float], Sequence[Any]]
-
-
-@dataclass
-class Work:
-    """What moves in a group, and the blocks still without a scale.
-
-    Attributes:
-        columns: what moves; after `collect`, with scales in place of raw G_snr.
-        blocks: the same block by block, where `columns` is empty.
-        waiting: the blocks without a scale that have a gradient.
-        lr, amp, cache: what `update` is given besides.
-    """
-
-    columns: Columns = ([], [], [], [], [])
-    blocks: list[tuple[Tensor, Tensor, Momentum, float, Tensor | None]] = field(default_factory=list)
-    waiting: list[Waiting] = field(default_factory=list)
-    lr: float | Tensor = 0.0
-    amp: dict[str, Tensor | None] = field(default_factory=dict)
-    cache: dict[str, Any] = field(default_factory=dict)
-
-    def collect(self, group: Group) -> bool:
-        """Make the columns that `update` takes, each block with its scale; say whether anything moves."""
-        self.blocks += [
-            (block.param, block.grad, block.momentum, block.state[block.key], block.compensation)
-            for block in self.waiting
-            if not block.rests
-        ]
-        if self.blocks:
-            self.columns = cast(Columns, tuple(map(list, zip(*self.blocks, strict=True))))
-        params, grads, momenta, raws, compensations = self.columns
-        self.columns = params, grads, momenta, scales_of(raws, group), compensations
-        return bool(params)
+from sgd_sai.options import Group
+from sgd_sai.quantized import Momentum, Momentum8
+from sgd_sai.state import State, gsnr_keys, needs_compensation
 
 
 @dataclass(slots=True)
-class Waiting:
-    """A parameter, or a part of one, that is not latched, and where its G_snr belongs."""
+class Block:
+    """A parameter, or one of its equal parts, in one step: real views of the part that this rank holds.
+
+    Attributes:
+        param, grad, momentum, compensation: θ, g, m and, for "kahan", c.
+        whole_grad: the gradient of the whole parameter, laid out over ranks as the parameter is.
+        state, key: where the block's raw G_snr is kept.
+        index: the place of its parameter in the group.
+        rests: True if the block does not move in this step.
+    """
 
     param: Tensor
     grad: Tensor
     momentum: Momentum
     compensation: Tensor | None
-    state: dict[str, Any]
+    whole_grad: Tensor
+    state: State
     key: str
-    part: Part | None  # of the gradient, which may be spread over ranks; None: measured already
-    given: float | None  # the raw G_snr where the user gives it
-    rests: bool = False  # takes no part in this step's update
+    index: int
+    rests: bool = False
 
-    def latch(self, gsnr: float, group: Group) -> None:
-        """Freeze G_snr; m₁ is this step's gradient, or with `measure_first` the next one."""
-        self.state[self.key] = gsnr
-        if group["measure_first"]:
-            self.rests = True
-            self.state.pop("momentum_buffer", None)  # absent = not begun: m₁ is the next gradient
-        else:
-            start_momentum(self.momentum, self.grad, group["maximize"])
+    @property
+    def gsnr(self) -> float:
+        """The raw G_snr, −1 while unlatched."""
+        raw: float = self.state[self.key]
+        return raw
 
 
-def plain_columns(
-    group: Group, params: Sequence[Tensor], states: Mapping[Tensor, dict[str, Any]]
-) -> Columns | None:
-    """Those of a group's parameters that have a gradient, if each is one real, dense, latched block here.
+class Columns(NamedTuple):
+    """The blocks of a group that move in a step, as parallel lists."""
 
-    Nearly all are. List by list: what is done for parameters of any kind takes Python longer than a small
-    tensor's update.
+    params: Sequence[Tensor]
+    grads: Sequence[Tensor]
+    momenta: Sequence[Momentum]
+    scales: Sequence[float]
+    compensations: Sequence[Tensor | None]
+
+
+def columns_of(blocks: Sequence[Block], group: Group) -> Columns:
+    """The columns of those blocks that do not rest."""
+    moving = [block for block in blocks if not block.rests]
+    return Columns(
+        params=[block.param for block in moving],
+        grads=[block.grad for block in moving],
+        momenta=[block.momentum for block in moving],
+        scales=scales_of([block.gsnr for block in moving], group),
+        compensations=[block.compensation for block in moving],
+    )
+
+
+def plain_columns(group: Group, params: Sequence[Tensor], states: Mapping[Tensor, State]) -> Columns | None:
+    """The columns of the parameters that have a gradient, if each is one real, dense, latched block here.
+
+    Nearly all parameters are. List by list this takes 3 ms less for a thousand tensors than making a `Block`
+    of each, which is longer than their update takes.
     """
     if group["split"] != 1 or group["rounding"] == "kahan":
         return None
@@ -105,19 +96,49 @@ def plain_columns(
         return None
     if not all(dtype.is_floating_point for dtype in {tensor.dtype for tensor in tensors}):
         return None
-    return params, grads, momenta, raws, [None] * len(params)
+    return Columns(params, grads, momenta, scales_of(raws, group), [None] * len(params))
 
 
-def unlatched_blocks(group: Group, work: Work) -> Iterator[list[Waiting]]:
-    """The blocks without a scale, each as its parts: all of a group's where the group is one block."""
-    if group["blocks"] == "tensor":
-        yield from ([part] for part in work.waiting)
-    elif work.waiting:
-        yield work.waiting
+def blocks_of(index: int, param: Tensor, grad: Tensor, state: State, group: Group) -> Iterator[Block]:
+    """The blocks of a parameter: its `split` equal parts along dim 0, complex numbers as pairs of reals.
+
+    Args:
+        index: the place of the parameter in the group.
+        grad: its gradient, laid out over ranks as the parameter is.
+        state: its state; a missing compensation is created.
+    """
+    keys = gsnr_keys(group["split"])
+    momentum: Tensor | None = state.get("momentum_buffer") if group["momentum"] != 0 else None
+    compensation: Tensor | None = None
+    if needs_compensation(param, group):
+        if "compensation" not in state:
+            state["compensation"] = torch.zeros_like(param)
+        compensation = state["compensation"]
+    m: Momentum
+    if len(keys) == 1 and not param.is_complex() and "momentum_absmax" not in state:
+        m, c = (None if t is None else local(t) for t in (momentum, compensation))
+        yield Block(local(param), local(grad), m, c, grad, state, keys[0], index)
+        return
+    n = len(keys)
+    θs, gs = (map(gsnr.as_real, local_parts(tensor, n)) for tensor in (param, grad))
+    ms: Iterator[Momentum] = repeat(None)
+    if momentum is not None and "momentum_absmax" in state:
+        ms = Momentum8(momentum, state["momentum_absmax"]).parts(n)
+    elif momentum is not None:
+        ms = map(gsnr.as_real, local_parts(momentum, n))
+    cs: Iterator[Tensor | None] = repeat(None) if compensation is None else iter(local_parts(compensation, n))
+    for θ, g, m, c, key in zip(θs, gs, ms, cs, keys, strict=False):
+        yield Block(θ, g, m, c, grad, state, key, index)
 
 
 def scales_of(raws: Sequence[float], group: Group) -> list[float]:
-    """What multiplies lr for blocks: G̃, or G_snr where the group is not normalised; 0 while unlatched."""
+    """The scales that multiply lr, from raw G_snr: G̃, or G_snr where the group is not normalised.
+
+    A block without a scale has 0.
+
+    Raises:
+        ValueError: the group divides by a number that its state lacks.
+    """
     normalize = group["normalize"]
     by = gsnr.divisor(normalize, group)
     if by <= 0 and any(raw != UNLATCHED for raw in raws):
@@ -130,11 +151,6 @@ def scales_of(raws: Sequence[float], group: Group) -> list[float]:
     return [0.0 if raw == UNLATCHED else raw / by for raw in raws]
 
 
-def given_gsnr(group: Group, index: int) -> float | None:
-    """The raw G_snr that the user gives for a parameter."""
-    return group["scale"][group["param_names"][index]] if is_given(group["scale"]) else None
-
-
 def start_momentum(momentum: Momentum, grad: Tensor, maximize: bool) -> None:
     """m₁ = g₁."""
     if isinstance(momentum, Tensor):
@@ -143,27 +159,3 @@ def start_momentum(momentum: Momentum, grad: Tensor, maximize: bool) -> None:
             momentum.neg_()
     elif momentum is not None:
         momentum.write(-grad if maximize else grad)
-
-
-def blocks_of(
-    param: Tensor, grad: Tensor, state: dict[str, Any], group: Group, keys: tuple[str, ...]
-) -> Iterable[tuple[Tensor, Tensor, Momentum, Tensor | None, str]]:
-    """The blocks of a parameter as views: equal parts along dim 0, complex numbers as pairs of reals."""
-    momentum: Tensor | None = state.get("momentum_buffer") if group["momentum"] != 0 else None
-    compensation: Tensor | None = None
-    if group["rounding"] == "kahan" and param.dtype.itemsize == 2:
-        if "compensation" not in state:
-            state["compensation"] = torch.zeros_like(param)
-        compensation = state["compensation"]
-    if len(keys) == 1 and not param.is_complex() and "momentum_absmax" not in state:
-        m, c = (None if t is None else local(t) for t in (momentum, compensation))
-        return ((local(param), local(grad), m, c, keys[0]),)
-    n = len(keys)
-    momenta: Iterable[Momentum] = repeat(None)
-    if momentum is not None and "momentum_absmax" in state:
-        momenta = Momentum8(momentum, state["momentum_absmax"]).parts(n)
-    elif momentum is not None:
-        momenta = map(gsnr.as_real, local_parts(momentum, n))
-    compensations = repeat(None) if compensation is None else local_parts(compensation, n)
-    thetas, grads = (map(gsnr.as_real, local_parts(tensor, n)) for tensor in (param, grad))
-    return zip(thetas, grads, momenta, compensations, keys, strict=False)

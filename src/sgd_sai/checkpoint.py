@@ -16,20 +16,17 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sgd_sai import precision
-from sgd_sai.distributed import laid_out_as
+from sgd_sai.distributed.layout import laid_out_as
+from sgd_sai.given_scales import is_given
 from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.messages import listed, name_of, warn
-from sgd_sai.options import RULES, STATE_DTYPES, Group, is_given
+from sgd_sai.options import RULES, STATE_DTYPES, Group
+from sgd_sai.quantized import create_momentum8
+from sgd_sai.state import create_momentum, gsnr_keys
 
 #: In a saved state alone: whether the momentum has begun, or m₁ will be the next gradient. It is there with
 #: `measure_first`, and where momentum was 0 until now.
 BEGUN = "momentum_begun"
-
-
-def gsnr_keys(split: int) -> tuple[str, ...]:
-    """The keys under which a parameter's state holds the raw G_snr of its blocks."""
-    return ("gsnr",) if split == 1 else tuple(f"gsnr_{part}" for part in range(split))
 
 
 def portable(state_dict: dict[str, Any], groups: list[Group]) -> dict[str, Any]:
@@ -62,7 +59,7 @@ def _with_momentum(entries: dict[str, Any], param: Tensor, group: Group) -> dict
         return entries
     completed = {**entries, BEGUN: begun}
     if not begun:
-        precision.create_momentum(completed, param, group["state_dtype"], group["split"])
+        create_momentum(completed, param, group)
     return completed
 
 
@@ -184,7 +181,7 @@ def _fitted_state(saved: Mapping[str, Any], param: Tensor, group: Group) -> dict
         )
     like: dict[str, Any] = {"momentum_buffer": param, "compensation": param}
     if in_8_bits:
-        precision.create_momentum(like, param, "8bit", group["split"])
+        create_momentum8(like, param, group["split"])
     for name, value in tensors.items():
         _check_like(name, value, like[name], param)
         fitting[name] = _Packed(value)

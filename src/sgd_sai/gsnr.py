@@ -13,14 +13,16 @@ deviation, as in weight matrices, G_snr is √d to three digits. `sqrt_d` is tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from sgd_sai.distributed import Part, part_of, sum_over_ranks
+from sgd_sai.distributed.collectives import sum_over_ranks
+from sgd_sai.distributed.layout import Part, part_of
 
 #: The g-SNR of a block that has not yet met a finite, non-zero gradient. A float like any other, so that
 #: every checkpoint format keeps it; negative, so that it can be taken neither for a G_snr nor for a zero.
@@ -28,6 +30,8 @@ UNLATCHED = -1.0
 
 # Gradients are widened to float64 piece by piece: 2 MiB at a time instead of a copy of the tensor.
 _PIECE = 1 << 18
+# Up to here a tensor on the CPU costs less than the calls that measure it alone.
+_SMALL = 1 << 11
 
 
 @dataclass(frozen=True)
@@ -133,21 +137,32 @@ def as_real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
+def check_dense(named: Iterable[tuple[str, Tensor | None]]) -> None:
+    """Raise for the first sparse gradient, of which no g-SNR is defined, by its parameter's name."""
+    for name, grad in named:
+        if grad is not None and grad.layout != torch.strided:
+            raise ValueError(
+                f"{name}: its gradient is sparse ({grad.layout}); allowed: dense, which nn.Embedding gives "
+                "with sparse=False"
+            )
+
+
 def measure(blocks: Sequence[Sequence[Tensor | Part]]) -> list[Moments]:
     """Moments of the gradients of each block, where a block is one tensor or several.
 
     Tensors may differ in dtype and device. Sums are taken in float64 where the device has it; the host
-    waits for each device once, however many blocks there are. A DTensor is measured as a whole, by one
-    all-reduce for each group of ranks, in which every rank of the group must take part.
+    waits for each device once, however many blocks there are. The sums of a tensor do not depend on the
+    others. A DTensor is measured as a whole, by one all-reduce for each group of ranks, in which every rank
+    of the group must take part.
     """
-    sums: list[list[float]] = [[0.0, 0.0, 0.0] for _ in blocks]
     parts = [[part_of(gradient) for gradient in block] for block in blocks]
     by_device: dict[torch.device, list[tuple[int, Part]]] = {}
     for index, block in enumerate(parts):
         for part in block:
             by_device.setdefault(part.local.device, []).append((index, part))
+    sums: list[list[float]] = [[0.0, 0.0, 0.0] for _ in blocks]
     for placed in by_device.values():
-        rows = torch.stack([_sums(as_real(part.local)) for _, part in placed])
+        rows = _sums_of_all([as_real(part.local).detach() for _, part in placed])
         rows = sum_over_ranks(rows, [part.groups for _, part in placed])
         for (index, _), row in zip(placed, rows.tolist(), strict=True):
             sums[index] = [a + b for a, b in zip(sums[index], row, strict=True)]
@@ -158,11 +173,42 @@ def measure(blocks: Sequence[Sequence[Tensor | Part]]) -> list[Moments]:
     ]
 
 
+def _sums_of_all(gradients: Sequence[Tensor]) -> Tensor:
+    """(Σg, Σg², elements ≠ 0) of each gradient, all on one device, as a tensor of shape (gradients, 3)."""
+    small: dict[tuple[torch.dtype, int], list[int]] = {}
+    for place, gradient in enumerate(gradients):
+        if gradient.is_cpu and 0 < gradient.numel() <= _SMALL:
+            # Rows of a width that follows from the tensor's own size: its sums are the same in any company.
+            width = max(64, 1 << (gradient.numel() - 1).bit_length())
+            small.setdefault((gradient.dtype, width), []).append(place)
+    rows = torch.empty(len(gradients), 3, dtype=_wide(gradients[0]), device=gradients[0].device)
+    for (_, width), places in small.items():
+        rows[places] = _sums_of_small([gradients[place] for place in places], width)
+    batched = {place for places in small.values() for place in places}
+    for place, gradient in enumerate(gradients):
+        if place not in batched:
+            rows[place] = _sums(gradient)
+    return rows
+
+
+def _sums_of_small(gradients: Sequence[Tensor], width: int) -> Tensor:
+    """The sums of CPU tensors of one dtype and at most `width` elements: a row each, filled up with zeros."""
+    filler = gradients[0].new_zeros(width)
+    padded = pad_sequence([*(gradient.reshape(-1) for gradient in gradients), filler], batch_first=True)
+    x = padded[:-1].to(_wide(filler))
+    return torch.stack((x.sum(1), (x * x).sum(1), x.count_nonzero(1)), dim=1)
+
+
 def _sums(gradient: Tensor) -> Tensor:
-    """(Σg, Σg², elements ≠ 0) as a tensor of shape (3,) on the gradient's device."""
-    wide = torch.float32 if gradient.device.type == "mps" else torch.float64  # Metal has no float64
+    """The sums of one tensor as a tensor of shape (3,) on the gradient's device."""
+    wide = _wide(gradient)
     sums = torch.zeros(3, dtype=wide, device=gradient.device)
-    for piece in torch.split(gradient.detach().reshape(-1), _PIECE):
+    for piece in torch.split(gradient.reshape(-1), _PIECE):
         x = piece.to(wide)
         sums += torch.stack((x.sum(), x.dot(x), piece.bool().count_nonzero()))
     return sums
+
+
+def _wide(gradient: Tensor) -> torch.dtype:
+    """The dtype of the sums: Metal has no float64."""
+    return torch.float32 if gradient.device.type == "mps" else torch.float64

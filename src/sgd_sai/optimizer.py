@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
@@ -11,35 +10,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from sgd_sai import checkpoint, gsnr, precision
-from sgd_sai.blocks import (
-    Waiting,
-    Work,
-    blocks_of,
-    given_gsnr,
-    plain_columns,
-    start_momentum,
-    unlatched_blocks,
-)
-from sgd_sai.checkpoint import gsnr_keys
-from sgd_sai.distributed import (
-    check_group,
-    gather_over_ranks,
-    laid_out_as,
-    part_of,
-    raised_together,
-)
-from sgd_sai.gsnr import UNLATCHED, Moments, Rule
-from sgd_sai.messages import listed, name_of, warn
-from sgd_sai.options import (
-    Group,
-    check_dense,
-    check_given,
-    check_options,
-    check_params,
-    check_whole,
-    is_given,
-)
+from sgd_sai import checkpoint, first_gradient
+from sgd_sai.blocks import Block, Columns, blocks_of, columns_of, plain_columns, start_momentum
+from sgd_sai.cuda_graph import check_capture
+from sgd_sai.distributed.collectives import check_group, raised_together
+from sgd_sai.distributed.layout import laid_out_as
+from sgd_sai.given_scales import check_names, check_whole
+from sgd_sai.gsnr import UNLATCHED, Rule, check_dense
+from sgd_sai.messages import name_of
+from sgd_sai.options import Group, check_options, check_params
+from sgd_sai.state import create_momentum, create_state, is_unlatched
 from sgd_sai.update import unscales, update
 
 if TYPE_CHECKING:
@@ -173,7 +153,7 @@ class SGDSaI(Optimizer):
         with raised_together(process_group):
             check_options(defaults)
             super().__init__(params, defaults)
-        check_given(self.param_groups, process_group)
+        check_names(self.param_groups, process_group)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group; its blocks latch at their first gradient. Raises as the constructor does."""
@@ -206,77 +186,69 @@ class SGDSaI(Optimizer):
         return loss
 
     def _move(self, alone: tuple[Group, int] | None = None) -> None:
-        """One step of all parameters that have a gradient, or of one: its group and its place there."""
+        """Move all parameters that have a gradient, or the one at an index of a group."""
         compiling = torch.compiler.is_compiling()
         with torch.set_grad_enabled(self.defaults["differentiable"]):
-            for group, work in self._scaled(alone, compiling):
-                update(
-                    *work.columns,
-                    lr=work.lr,
-                    group=group,
-                    compiling=compiling,
-                    amp=work.amp,
-                    cache=work.cache,
-                )
+            for columns, arguments in self._collect(alone, compiling):
+                update(*columns, **arguments)
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # bookkeeping stays Python; torch.compile is given the arithmetic
-    def _scaled(self, alone: tuple[Group, int] | None, compiling: bool) -> list[tuple[Group, Work]]:
-        """What moves in this step, group by group, every block with its scale."""
-        groups = self.param_groups if alone is None else [alone[0]]
-        _check_capture(groups)
-        place = None if alone is None else alone[1]
-        gathered = [(group, self._gather(group, place)) for group in groups]
-        self._latch(gathered)
-        moving = [(group, work) for group, work in gathered if work.collect(group)]
-        for group, work in moving:
-            work.lr = group["lr"]
-            if isinstance(work.lr, Tensor):
-                work.lr = work.lr.reshape(())  # of shape (1,) it would lend scalars that shape
-            elif compiling:
-                # A float would be compiled in, and again for each value.
-                work.lr = torch.tensor(work.lr, dtype=torch.float64, device="cpu")
-            work.amp = {key: getattr(self, key, None) for key in ("grad_scale", "found_inf")}
-            work.cache = self._tables.setdefault((id(group["params"][place or 0]), len(work.columns[0])), {})
-        return moving
+    def _collect(
+        self, alone: tuple[Group, int] | None, compiling: bool
+    ) -> list[tuple[Columns, dict[str, Any]]]:
+        """The columns of each group, every block with its scale, and what else `update` is given."""
+        groups, index = (self.param_groups, None) if alone is None else ([alone[0]], alone[1])
+        check_capture(groups)
+        gathered = [(group, self._gather(group, index)) for group in groups]
+        first_gradient.latch(self, [(g, blocks) for g, blocks in gathered if isinstance(blocks, list)])
+        collected = []
+        for group, blocks in gathered:
+            columns = columns_of(blocks, group) if isinstance(blocks, list) else blocks
+            if columns.params:
+                tables = (id(group["params"][index or 0]), len(columns.params))
+                arguments = {
+                    "lr": _lr_of(group, compiling),
+                    "group": group,
+                    "compiling": compiling,
+                    "amp": {key: getattr(self, key, None) for key in ("grad_scale", "found_inf")},
+                    "cache": self._tables.setdefault(tables, {}),
+                }
+                collected.append((columns, arguments))
+        return collected
 
-    def can_step_alone(self, group: Group) -> bool:
-        """True if a parameter of the group needs no gradient but its own: the normalisers are known, and so
-        is the scale of a group that is one block."""
-        if group["blocks"] == "group" and self._gsnr_of_group(group) == UNLATCHED:
-            return False
-        return self._knows_normalizers()
+    def _gather(self, group: Group, index: int | None) -> Columns | list[Block]:
+        """What has a gradient in a group, or at one index of it: columns if all is plain, else blocks."""
+        params = group["params"] if index is None else [group["params"][index]]
+        if columns := plain_columns(group, params, self.state):
+            return columns
+        return [
+            block
+            for place, param in enumerate(params, index or 0)
+            if param.grad is not None
+            for block in self._blocks(group, place)
+        ]
+
+    def _blocks(self, group: Group, index: int) -> list[Block]:
+        """The blocks of a parameter that has a gradient; its state is created where it is missing."""
+        param = group["params"][index]
+        if param.grad.layout != torch.strided:
+            check_dense([(name_of(group, index), param.grad)])
+        state = self.state[param]
+        if not state:
+            self._create_state(param, group)
+        begins = group["momentum"] != 0 and "momentum_buffer" not in state
+        if begins:
+            create_momentum(state, param, group)
+        blocks = list(blocks_of(index, param, laid_out_as(param.grad, param), state, group))
+        if begins:
+            for block in blocks:
+                if block.gsnr != UNLATCHED:  # measured in an earlier step, or momentum was 0 until now
+                    start_momentum(block.momentum, block.grad, group["maximize"])
+        return blocks
 
     def step_alone(self, group: Group, index: int) -> None:
         """Move one parameter of a group, by its gradient; `gradient_release` calls it inside backward."""
         self._move((group, index))
-
-    def latch_measured(self, measured: Mapping[Tensor, Sequence[Moments]]) -> None:
-        """Latch parameters by the moments of their gradients, one for each part; nothing moves.
-
-        What a first step with `measure_first=True` does, for gradients that are gone by then.
-        """
-        waiting: list[tuple[Group, list[Waiting]]] = []
-        moments: list[Moments] = []
-        for group in self.param_groups:
-            keys = gsnr_keys(group["split"])
-            blocks = [
-                (
-                    Waiting(param, param, None, None, self.state[param], key, None, given_gsnr(group, index)),
-                    of_part,
-                )
-                for index, param in enumerate(group["params"])
-                if param in measured
-                for key, of_part in zip(keys, measured[param], strict=True)
-            ]
-            for block, _ in blocks:
-                block.state.setdefault(block.key, UNLATCHED)
-            if group["blocks"] == "group" and blocks:
-                waiting.append((group, [block for block, _ in blocks]))
-                moments.append(gsnr.combined([of_block for _, of_block in blocks]))
-            else:
-                waiting += [(group, [block]) for block, _ in blocks]
-                moments += [of_block for _, of_block in blocks]
-        self._freeze(waiting, moments)
 
     def state_dict(self) -> dict[str, Any]:
         """As torch.optim's, tensors and plain values only: a callable scale rule is saved as its name.
@@ -297,14 +269,7 @@ class SGDSaI(Optimizer):
     def _create_state(self, param: Tensor, group: Group) -> None:
         """State of an unlatched parameter."""
         check_whole(param, group, self._plain)
-        keys = gsnr_keys(group["split"])
-        state = self.state[param]
-        # An empty parameter will never be measured, and must not be waited for.
-        state.update(dict.fromkeys(keys, UNLATCHED if param.numel() else 1.0))
-        if group["momentum"] != 0:
-            precision.create_momentum(state, param, group["state_dtype"], len(keys))
-        if group["rounding"] == "kahan" and param.dtype.itemsize == 2:
-            state["compensation"] = torch.zeros_like(param)
+        create_state(self.state[param], param, group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue bit for bit from `state_dict`, whatever the parameters' dtype.
@@ -337,154 +302,21 @@ class SGDSaI(Optimizer):
         gradients may be measured.
         """
         return all(
-            unscales(param, group) and (not param.requires_grad or not self._is_unlatched(param, group))
+            unscales(param, group)
+            and not (param.requires_grad and is_unlatched(param, self.state.get(param, {}), group))
             for group in self.param_groups
             for param in group["params"]
         )
-
-    def _is_unlatched(self, param: Tensor, group: Group) -> bool:
-        state = self.state.get(param, {})
-        raws = (state.get(key, UNLATCHED) for key in gsnr_keys(group["split"]))
-        return param.numel() > 0 and UNLATCHED in raws
-
-    def _gather(self, group: Group, place: int | None) -> Work:
-        """What has a gradient in the group, or at one place of it, with its state, created where missing."""
-        work = Work()
-        params = group["params"] if place is None else [group["params"][place]]
-        if plain := plain_columns(group, params, self.state):
-            work.columns = plain
-            return work
-        keys = gsnr_keys(group["split"])
-        for index, param in enumerate(params, place or 0):
-            grad = param.grad
-            if grad is None:
-                continue
-            if grad.layout != torch.strided:
-                check_dense([(name_of(group, index), grad)])
-            grad = laid_out_as(grad, param)
-            state = self.state[param]
-            if not state:
-                self._create_state(param, group)
-            if group["momentum"] != 0 and "momentum_buffer" not in state:
-                precision.create_momentum(state, param, group["state_dtype"], len(keys))
-                if state[keys[0]] != UNLATCHED:  # measured in an earlier step, or momentum was 0 until now
-                    for _, g, m, _, _ in blocks_of(param, grad, state, group, keys):
-                        start_momentum(m, g, group["maximize"])
-            for θ, g, m, c, key in blocks_of(param, grad, state, group, keys):
-                raw = state[key]
-                if raw == UNLATCHED:
-                    part, given = part_of(grad, len(keys), g), given_gsnr(group, index)
-                    work.waiting.append(Waiting(θ, g, m, c, state, key, part, given))
-                else:
-                    work.blocks.append((θ, g, m, raw, c))
-        return work
-
-    def _latch(self, gathered: list[tuple[Group, Work]]) -> None:
-        """Freeze the scale of each block that meets its first finite, non-zero gradient in this step."""
-        waiting = [(group, block) for group, work in gathered for block in unlatched_blocks(group, work)]
-        if not waiting and (self.process_group is None or self._knows_normalizers()):
-            return
-        if _capturing():
-            raise RuntimeError(
-                f"SGDSaI: {len(waiting)} block(s) without a scale in a CUDA graph capture, which cannot wait "
-                "for their gradients; step until all are latched, then capture"
-            )
-        self._freeze(waiting, gsnr.measure([[b.part for b in block if b.part] for _, block in waiting]))
-
-    def _freeze(self, waiting: list[tuple[Group, list[Waiting]]], moments: list[Moments]) -> None:
-        """Latch the blocks whose moments allow it; the others rest if their gradient is not finite."""
-        # Every scale is known before the first is written: a rule that raises leaves the state as it was.
-        found = [
-            self._gsnr_of(group, of_block, block[0].given) if of_block.measurable else UNLATCHED
-            for (group, block), of_block in zip(waiting, moments, strict=True)
-        ]
-        for (group, block), of_block, raw in zip(waiting, moments, found, strict=True):
-            for part in block:
-                if raw != UNLATCHED:
-                    part.latch(raw, group)
-                else:
-                    part.rests = not of_block.finite
-        self._record_normalizers([pair for pair in zip(found, moments, strict=True) if pair[0] != UNLATCHED])
-
-    def _gsnr_of(self, group: Group, moments: Moments, given: float | None) -> float:
-        """The raw G_snr of a block: given by its name, or by the group's rule."""
-        if given is not None:
-            return given
-        if group["blocks"] == "group" and (measured := self._gsnr_of_group(group)) != UNLATCHED:
-            return measured  # a member whose gradient came late joins the block as it was measured
-        rule = group["scale"]
-        if rule == "gsnr":
-            return gsnr.g_snr(moments, eps=group["eps"], unbiased=group["unbiased"])
-        if rule == "sqrt_d":
-            return gsnr.sqrt_d(moments)
-        raw = float(rule(moments))
-        if not 0.0 < raw < math.inf:
-            raise ValueError(f"scale: it gave {raw} for {moments}; allowed: a positive, finite number")
-        return raw
-
-    def _gsnr_of_group(self, group: Group) -> float:
-        """The raw G_snr of a group that is one block, −1 until it is measured."""
-        for param in filter(Tensor.numel, group["params"]):
-            measured: float = self.state.get(param, {}).get("gsnr", UNLATCHED)
-            if measured != UNLATCHED:
-                return measured
-        return UNLATCHED
-
-    def _record_normalizers(self, latched: list[tuple[float, Moments]]) -> None:
-        """Record what divides the scales at the first latch, and hand it to the groups added since."""
-        first = not self._knows_normalizers()
-        raws, moments = [raw for raw, _ in latched], [of_block for _, of_block in latched]
-        given = [max(group["scale"].values()) for group in self.param_groups if is_given(group["scale"])]
-        found_here = [max(raws + given) if raws else UNLATCHED, *gsnr.rms_sums(raws, moments)]
-        everywhere = [found_here]
-        if first and self.process_group is not None:
-            everywhere = gather_over_ranks(found_here, self.process_group)
-        largest, total_sq, nonzero = zip(*everywhere, strict=True)
-        if max(largest) == UNLATCHED:
-            return
-        for key, found in (
-            ("gsnr_max", max(largest)),
-            ("gsnr_rms", math.sqrt(sum(total_sq) / sum(nonzero))),
-        ):
-            recorded = max(group[key] for group in self.param_groups)
-            for group in self.param_groups:
-                group[key] = found if recorded == UNLATCHED else recorded
-        if first:
-            self._warn_of_unlatched()
-
-    def _knows_normalizers(self) -> bool:
-        return any(group["gsnr_max"] != UNLATCHED for group in self.param_groups)
-
-    def _warn_of_unlatched(self) -> None:
-        names = [
-            name_of(group, index)
-            for group in self.param_groups
-            for index, param in enumerate(group["params"])
-            if param.requires_grad and self._is_unlatched(param, group)
-        ]
-        if names:
-            warn(
-                f"SGDSaI: {len(names)} parameter(s) met no finite, non-zero gradient in the first step; each "
-                f"is scaled when it does: {listed(names)}. LoRA's A and zero-initialised layers do this."
-            )
 
 
 SGD_sai = SGDSaI
 """The name that the paper's tutorial and the authors' release use."""
 
 
-def _capturing() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-
-
-def _check_capture(groups: list[Group]) -> None:
-    if not _capturing():
-        return
-    for group in groups:
-        if not group["capturable"]:
-            raise RuntimeError("capturable: given False in a CUDA graph capture; allowed: True")
-        if not isinstance(group["lr"], Tensor):
-            raise RuntimeError(
-                f"lr: given {group['lr']!r} in a CUDA graph capture, which would keep that value for ever; "
-                "allowed: a 0-dim tensor on the GPU"
-            )
+def _lr_of(group: Group, compiling: bool) -> float | Tensor:
+    lr: float | Tensor = group["lr"]
+    if isinstance(lr, Tensor):
+        return lr.reshape(())  # of shape (1,) it would lend scalars that shape
+    if compiling:  # a float would be compiled in, and again for each value
+        return torch.tensor(lr, dtype=torch.float64, device="cpu")
+    return lr

@@ -1,24 +1,27 @@
-"""The options of a parameter group: what is allowed, and the errors that name what is not."""
+"""The options of `SGDSaI`: one table of what is allowed, and the errors that name what is not.
+
+To add an option, add it to `OPTIONS`, to the constructor and docstring of `SGDSaI`, and, where it does not go
+with another option or with some parameters, to `CONFLICTS` or `PARAMETER_CONFLICTS`.
+"""
 
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sgd_sai.distributed import check_covers, is_spread, told_by_ranks
+from sgd_sai.distributed.collectives import check_covers
+from sgd_sai.distributed.layout import is_spread
 from sgd_sai.messages import listed
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 RULES = ("gsnr", "sqrt_d")
-ROUNDINGS = ("nearest", "stochastic", "kahan")
 STATE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 FUSED_DEVICES = ("cpu", "cuda")
 
@@ -26,146 +29,247 @@ FUSED_DEVICES = ("cpu", "cuda")
 Group = dict[str, Any]
 
 
-def check_dense(named: Iterable[tuple[str, Tensor | None]]) -> None:
-    """Raise for the first sparse gradient, of which no g-SNR is defined, by its parameter's name."""
-    for name, grad in named:
-        if grad is not None and grad.layout != torch.strided:
-            raise ValueError(
-                f"{name}: its gradient is sparse ({grad.layout}); allowed: dense, which nn.Embedding gives "
-                "with sparse=False"
-            )
+class Option(NamedTuple):
+    """The values that an option may have.
 
-
-def is_given(scale: object) -> bool:
-    """True for a scale that gives the raw G_snr of each parameter by its name."""
-    return isinstance(scale, Mapping)
-
-
-def check_given(groups: list[Group], process_group: ProcessGroup | None = None) -> None:
-    """Raise, on every rank, for scales by name that no parameter has, or that are others on other ranks."""
-    names = {name for group in groups for name in group.get("param_names", ())}
-    given = {
-        name: raw for group in groups if is_given(group["scale"]) for name, raw in group["scale"].items()
-    }
-    if process_group is not None:
-        of_ranks = told_by_ranks((names, given), process_group)
-        names = names.union(*(of_rank for of_rank, _ in of_ranks))
-        for rank, (_, of_rank) in enumerate(of_ranks):
-            if of_rank != of_ranks[0][1]:
-                raise ValueError(
-                    f"scale: rank {rank} of process_group is given other scales than rank 0; allowed: the "
-                    "same on all, measured on one and broadcast"
-                )
-    unknown = given.keys() - names
-    if unknown:
-        raise ValueError(
-            f"scale: names {len(unknown)} that are no parameters: {listed(unknown)}; allowed: "
-            "the names of all parameters, or with process_group those of the whole model"
-        )
-
-
-def check_whole(param: Tensor, group: Group, plain: bool) -> None:
-    """Reject parameters that DeepSpeed or FSDP1 has flattened: per-tensor statistics cannot be recovered.
-
-    Args:
-        param: which gets its state.
-        group: that of the parameter.
-        plain: whether the user gave tensors that are no nn.Parameter, as DeepSpeed's pieces are none.
+    Attributes:
+        allowed: those values in words, for messages and the documentation.
+        is_kind: False for a value of another type: a TypeError.
+        holds: False for a value of the right type that is not allowed: a ValueError.
     """
-    deepspeed = "deepspeed" in sys.modules and not isinstance(param, nn.Parameter) and not plain
-    fsdp1 = getattr(param, "_fsdp_flattened", False)
-    given = is_given(group["scale"])
-    if given and len(group["param_names"]) != len(group["params"]):
-        raise ValueError(
-            f"scale: given for {len(group['param_names'])} parameters of a group, of which a wrapper has made"
-            f" {len(group['params'])} flat tensor(s); allowed: one group for each parameter, "
-            "[{'params': [named]} for named in model.named_parameters()]"
-        )
-    if (deepspeed or fsdp1) and not given:
-        wrapper = "DeepSpeed" if deepspeed else "FullyShardedDataParallel"
-        raise ValueError(
-            f"params: {wrapper} has cut them into flat pieces, in which no block can be measured; allowed: "
-            "scale=measure_scales(model, loss), called before the model is wrapped (docs/distributed.md)"
-        )
+
+    allowed: str
+    is_kind: Callable[[Any], bool]
+    holds: Callable[[Any], bool]
+
+
+def _is_number(given: Any) -> bool:
+    return isinstance(given, Real) and not isinstance(given, bool)
+
+
+def _number(allowed: str, holds: Callable[[Any], bool]) -> Option:
+    return Option(allowed, _is_number, holds)
+
+
+def _one_of(*values: Any) -> Option:
+    """Equal to one of the values, and of its type: 1 is not True."""
+    first, last = ", ".join(map(repr, values[:-1])), repr(values[-1])
+    return Option(
+        f"{first} or {last}",
+        lambda given: isinstance(given, tuple({type(value) for value in values})),
+        lambda given: any(isinstance(given, type(value)) and given == value for value in values),
+    )
+
+
+def _is_lr(given: Any) -> bool:
+    return isinstance(given, Tensor) or _is_number(given)
+
+
+def _allowed_lr(lr: Any) -> bool:
+    if isinstance(lr, Tensor) and (lr.numel() != 1 or lr.is_complex()):
+        return False
+    return 0.0 <= float(lr.detach() if isinstance(lr, Tensor) else lr) < math.inf
+
+
+def _is_scale(scale: Any) -> bool:
+    return isinstance(scale, str | Mapping) or callable(scale)
+
+
+def _allowed_scale(scale: Any) -> bool:
+    if isinstance(scale, Mapping):
+        return all(_is_number(raw) and 0.0 < float(raw) < math.inf for raw in scale.values())
+    return callable(scale) or scale in RULES
+
+
+_FLAG = _one_of(True, False)
+_WAY = _one_of(True, False, None)
+_FINITE = _number("a finite number ≥ 0", lambda given: 0.0 <= given < math.inf)
+
+#: Every option of `SGDSaI`, in the order of its constructor.
+OPTIONS: dict[str, Option] = {
+    "lr": Option("a finite number ≥ 0, or a tensor of one", _is_lr, _allowed_lr),
+    "momentum": _number("a number in [0, 1)", lambda given: 0.0 <= given < 1.0),
+    "eps": _FINITE,
+    "weight_decay": _FINITE,
+    "foreach": _WAY,
+    "maximize": _FLAG,
+    "capturable": _FLAG,
+    "differentiable": _FLAG,
+    "fused": _WAY,
+    "normalize": _one_of(True, False, "rms"),
+    "unbiased": _FLAG,
+    "measure_first": _FLAG,
+    "scale": Option(
+        "'gsnr', 'sqrt_d', a callable, or positive, finite numbers by parameter name",
+        _is_scale,
+        _allowed_scale,
+    ),
+    "blocks": _one_of("tensor", "group"),
+    "split": Option(
+        "an integer ≥ 1",
+        lambda given: isinstance(given, int) and not isinstance(given, bool),
+        lambda given: given >= 1,
+    ),
+    "state_dtype": _one_of(None, "8bit", *STATE_DTYPES),
+    "rounding": _one_of("nearest", "stochastic", "kahan"),
+}
+
+
+class Conflict(NamedTuple):
+    """An option that does not go with others of the same group.
+
+    Attributes:
+        option: the one that the message names.
+        arises: True for the options of a group in which it does not.
+        why: the end of the message.
+    """
+
+    option: str
+    arises: Callable[[Group], Any]
+    why: str
+
+
+def _by_name(options: Group) -> bool:
+    return isinstance(options["scale"], Mapping)
+
+
+CONFLICTS = (
+    Conflict(
+        "foreach",
+        lambda given: given["foreach"] and given["differentiable"],
+        "with differentiable=True, which needs the for-loop",
+    ),
+    Conflict(
+        "fused",
+        lambda given: given["fused"] and given["differentiable"],
+        "with differentiable=True, which needs the for-loop",
+    ),
+    Conflict(
+        "fused",
+        lambda given: given["fused"] and given["foreach"],
+        "with foreach=True; allowed: one of the two",
+    ),
+    Conflict(
+        "blocks",
+        lambda given: _by_name(given) and given["blocks"] != "tensor",
+        "with a scale by name; allowed: 'tensor'",
+    ),
+    Conflict(
+        "split",
+        lambda given: _by_name(given) and given["split"] != 1,
+        "with a scale by name; allowed: 1",
+    ),
+    Conflict(
+        "normalize",
+        lambda given: _by_name(given) and given["normalize"] == "rms",
+        "with a scale by name; allowed: True or False",
+    ),
+    Conflict(
+        "differentiable",
+        lambda given: given["differentiable"] and given["state_dtype"] is not None,
+        "with a state_dtype, which cuts the gradient; allowed: state_dtype=None",
+    ),
+    Conflict(
+        "differentiable",
+        lambda given: given["differentiable"] and given["rounding"] != "nearest",
+        "with a rounding, which cuts the gradient; allowed: rounding='nearest'",
+    ),
+    Conflict(
+        "split",
+        lambda given: given["split"] > 1 and given["blocks"] == "group",
+        "with blocks='group'; a group that is one block cannot be split",
+    ),
+    Conflict(
+        "split",
+        lambda given: given["split"] > 1 and given["measure_first"],
+        "with measure_first=True, which measures whole parameters only; allowed: 1",
+    ),
+)
+
+
+class ParameterConflict(NamedTuple):
+    """An option that does not go with some parameters.
+
+    Attributes:
+        option: the one that the message names.
+        arises: True for the options of a group, and a parameter with which it does not.
+        why: the end of the message, in which {param} stands for the parameter.
+    """
+
+    option: str
+    arises: Callable[[Group, Tensor], Any]
+    why: str
+
+
+PARAMETER_CONFLICTS = (
+    ParameterConflict(
+        "state_dtype",
+        lambda given, param: given["state_dtype"] == "8bit" and is_spread(param),
+        "a DTensor, whose blocks of 256 would not survive another sharding; allowed: None or a torch.dtype",
+    ),
+    ParameterConflict(
+        "differentiable",
+        lambda given, param: given["differentiable"] and is_spread(param),
+        "a DTensor; allowed: False",
+    ),
+    ParameterConflict(
+        "split",
+        lambda given, param: given["split"] > 1 and (param.dim() == 0 or param.size(0) % given["split"]),
+        "whose dim 0 it does not divide",
+    ),
+    ParameterConflict(
+        "fused",
+        lambda given, param: given["fused"] and param.device.type not in FUSED_DEVICES,
+        f"which is on {{param.device}}; allowed: on {' and '.join(FUSED_DEVICES)}",
+    ),
+    ParameterConflict(
+        "rounding",
+        lambda given, param: given["rounding"] == "stochastic" and param.dtype == torch.float16,
+        "which is float16; allowed: 'kahan'",
+    ),
+)
 
 
 def check_options(options: Group) -> None:
-    """Raise for the first option that is not allowed, by name."""
+    """Raise for the first option that is not allowed, by name.
 
-    def number(name: str, allowed: str, holds: Callable[[float], bool]) -> None:
+    Raises:
+        TypeError: an option has a value of another type.
+        ValueError: an option has a value that is not allowed, or one that does not go with another option.
+    """
+    for name, option in OPTIONS.items():
         given = options[name]
-        if name == "lr" and isinstance(given, Tensor):
-            if given.numel() != 1 or given.is_complex():
-                raise ValueError(
-                    f"lr: given a {given.dtype} tensor of shape {tuple(given.shape)}; allowed: one real"
-                )
-        elif isinstance(given, bool) or not isinstance(given, Real):
-            raise TypeError(f"{name}: given {given!r}; allowed: {allowed}")
-        if not holds(float(given.detach() if isinstance(given, Tensor) else given)):
-            raise ValueError(f"{name}: given {given!r}; allowed: {allowed}")
-
-    number("lr", "a finite number ≥ 0, or a 0-dim tensor of one", lambda x: 0.0 <= x < math.inf)
-    number("momentum", "a number in [0, 1)", lambda x: 0.0 <= x < 1.0)
-    number("eps", "a finite number ≥ 0", lambda x: 0.0 <= x < math.inf)
-    number("weight_decay", "a finite number ≥ 0", lambda x: 0.0 <= x < math.inf)
-    for name in ("maximize", "capturable", "differentiable", "unbiased", "measure_first"):
-        if not isinstance(options[name], bool):
-            raise TypeError(f"{name}: given {options[name]!r}; allowed: True or False")
-    if options["normalize"] != "rms" and not isinstance(options["normalize"], bool):
-        raise TypeError(f"normalize: given {options['normalize']!r}; allowed: True, False or 'rms'")
-    for name in ("foreach", "fused"):
-        if options[name] is not None and not isinstance(options[name], bool):
-            raise TypeError(f"{name}: given {options[name]!r}; allowed: True, False or None")
-        if options[name] and options["differentiable"]:
-            raise ValueError(f"{name}: given True with differentiable=True, which needs the for-loop")
-    if options["foreach"] and options["fused"]:
-        raise ValueError("fused: given True with foreach=True; allowed: one of the two")
-    if is_given(options["scale"]):
-        for name, raw in options["scale"].items():
-            if isinstance(raw, bool) or not isinstance(raw, Real) or not 0.0 < float(raw) < math.inf:
-                raise ValueError(f"scale: given {raw!r} for {name!r}; allowed: a positive, finite number")
-        for name, alone in (("blocks", "tensor"), ("split", 1)):
-            if options[name] != alone:
-                raise ValueError(f"{name}: given {options[name]!r} with a scale by name; allowed: {alone!r}")
-        if options["normalize"] == "rms":
-            raise ValueError("normalize: given 'rms' with a scale by name; allowed: True or False")
-    elif options["scale"] not in RULES and not callable(options["scale"]):
-        raise ValueError(
-            f"scale: given {options['scale']!r}; allowed: 'gsnr', 'sqrt_d' or a callable, or floats by name"
-        )
-    if options["blocks"] not in ("tensor", "group"):
-        raise ValueError(f"blocks: given {options['blocks']!r}; allowed: 'tensor' or 'group'")
-    if not (options["state_dtype"] in (None, "8bit") or options["state_dtype"] in STATE_DTYPES):
-        raise ValueError(
-            f"state_dtype: given {options['state_dtype']!r}; allowed: None, '8bit', "
-            + ", ".join(str(dtype) for dtype in STATE_DTYPES)
-        )
-    if options["rounding"] not in ROUNDINGS:
-        raise ValueError(
-            f"rounding: given {options['rounding']!r}; allowed: {', '.join(map(repr, ROUNDINGS))}"
-        )
-    if options["differentiable"] and (options["state_dtype"] is not None or options["rounding"] != "nearest"):
-        raise ValueError(
-            "differentiable: given True with a state_dtype or a rounding, which cut the gradient"
-        )
-    split = options["split"]
-    if isinstance(split, bool) or not isinstance(split, int):
-        raise TypeError(f"split: given {split!r}; allowed: an integer ≥ 1")
-    if split < 1:
-        raise ValueError(f"split: given {split}; allowed: an integer ≥ 1")
-    if split > 1 and options["blocks"] == "group":
-        raise ValueError(
-            f"split: given {split} with blocks='group'; a group that is one block cannot be split"
-        )
-    if split > 1 and options["measure_first"]:
-        raise ValueError(f"split: given {split} with measure_first=True, which knows whole parameters only")
+        right = option.is_kind(given)
+        if not right or not option.holds(given):
+            error = ValueError if right else TypeError
+            raise error(f"{name}: given {_shown(given)}; allowed: {option.allowed}")
+    for conflict in CONFLICTS:
+        if conflict.arises(options):
+            raise ValueError(f"{conflict.option}: given {options[conflict.option]!r} {conflict.why}")
 
 
-def check_params(group: Group, defaults: Group, others: list[Group], process_group: Any = None) -> None:
-    """Raise for a parameter given twice, or one that an option or the process group does not fit."""
+def _shown(given: Any) -> str:
+    if isinstance(given, Tensor) and given.numel() != 1:
+        return f"a {given.dtype} tensor of shape {tuple(given.shape)}"
+    if isinstance(given, Mapping):
+        name, raw = next((name, raw) for name, raw in given.items() if not _allowed_scale({name: raw}))
+        return f"{raw!r} for {name!r}"
+    return repr(given)
+
+
+def check_params(
+    group: Group, defaults: Group, others: list[Group], process_group: ProcessGroup | None = None
+) -> None:
+    """Raise for a parameter given twice, or one that an option or the process group does not fit.
+
+    Args:
+        group: a group that is added, its params as the user gave them, (name, parameter) pairs or not.
+        defaults: the optimizer's options.
+        others: the groups that the optimizer has.
+        process_group: the optimizer's.
+    """
     options = {**defaults, **group}
-    split = options["split"]
-    if is_given(options["scale"]):
+    if _by_name(options):
         if not all(isinstance(given, tuple) for given in group["params"]):
             raise ValueError(
                 "scale: given by name, for parameters without names; allowed: model.named_parameters()"
@@ -178,29 +282,16 @@ def check_params(group: Group, defaults: Group, others: list[Group], process_gro
         param = given[1] if isinstance(given, tuple) else given
         if not isinstance(param, Tensor):
             continue  # torch's own message names what it takes
-        name = repr(given[0]) if isinstance(given, tuple) else f"{index}, of shape {tuple(param.shape)}"
+        name = repr(given[0]) if isinstance(given, tuple) else str(index)
+        name = f"{name} of shape {tuple(param.shape)}"
         if id(param) in seen:
             raise ValueError(f"params: parameter {name} is given twice; each may be given once")
         seen.add(id(param))
         if process_group is not None:
             check_covers(process_group, param, name)
-        if is_spread(param) and options["state_dtype"] == "8bit":
-            raise ValueError(
-                f"state_dtype: given '8bit' for parameter {name}, a DTensor, whose blocks of 256 would not "
-                "survive another sharding; allowed: None or a torch.dtype"
-            )
-        if is_spread(param) and options["differentiable"]:
-            raise ValueError(f"differentiable: given True for parameter {name}, a DTensor; allowed: False")
-        if split > 1 and (param.dim() == 0 or param.size(0) % split):
-            raise ValueError(
-                f"split: given {split}, which does not divide dim 0 of parameter {name}, {tuple(param.shape)}"
-            )
-        if options["fused"] and param.device.type not in FUSED_DEVICES:
-            raise ValueError(
-                f"fused: given True for parameter {name} on {param.device}; "
-                f"allowed: on {' and '.join(FUSED_DEVICES)}"
-            )
-        if options["rounding"] == "stochastic" and param.dtype == torch.float16:
-            raise ValueError(
-                f"rounding: given 'stochastic' for parameter {name}, which is float16; allowed: 'kahan'"
-            )
+        for conflict in PARAMETER_CONFLICTS:
+            if conflict.arises(options, param):
+                raise ValueError(
+                    f"{conflict.option}: given {options[conflict.option]!r} for parameter {name}, "
+                    f"{conflict.why.format(param=param)}"
+                )

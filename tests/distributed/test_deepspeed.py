@@ -12,7 +12,7 @@ from tiny import BATCH, LATE, Tiny, batch, loss_of
 from world import world
 
 from sgd_sai import SGDSaI
-from sgd_sai.scales import measure_scales
+from sgd_sai.measure_scales import measure_scales
 
 pytest.importorskip("deepspeed", reason="pip install 'sgd-sai[deepspeed]'")
 

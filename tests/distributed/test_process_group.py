@@ -39,7 +39,7 @@ from torch.nn.parallel import DistributedDataParallel
 from world import world
 
 from sgd_sai import UNLATCHED, SGDSaI
-from sgd_sai.distributed import raised_together
+from sgd_sai.distributed.collectives import raised_together
 
 SHAPES = [(30, 20), (5,), (8, 8), (), (3, 4), (16, 2)]
 RANKS = 2
@@ -160,9 +160,9 @@ def bad_input() -> None:
     missing = 1 - dist.get_rank()
     with pytest.raises(ValueError, match=rf"process_group: has the ranks .* lies on \[{missing}\] too"):
         SGDSaI([("w", spread)], process_group=each)
-    with pytest.raises(ValueError, match="state_dtype: given '8bit' for parameter 'w', a DTensor"):
+    with pytest.raises(ValueError, match="state_dtype: given '8bit' for parameter 'w' of shape .*, a DTensor"):
         SGDSaI([("w", spread)], state_dtype="8bit")
-    with pytest.raises(ValueError, match="differentiable: given True for parameter 'w', a DTensor"):
+    with pytest.raises(ValueError, match="differentiable: given True for parameter 'w' of shape .*, a DTensor"):
         SGDSaI([("w", spread)], differentiable=True)
 
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sgd_sai import gsnr
-from sgd_sai.gsnr import UNLATCHED, Moments, Normalize, divisor
-from sgd_sai.options import check_dense
+from sgd_sai.gsnr import UNLATCHED, Moments, Normalize, check_dense, divisor
 
 #: A block whose G_snr is so many times the second largest makes all other scales that much smaller.
 DOMINANT = 2.0

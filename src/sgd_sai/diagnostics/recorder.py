@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from sgd_sai import gsnr
-from sgd_sai.options import check_dense
+from sgd_sai.gsnr import check_dense
 
 
 class ScalarWriter(Protocol):

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sgd_sai.distributed import is_spread, local
+from sgd_sai.distributed.layout import is_spread, local
 from sgd_sai.lab.muon import MuonAdamW
 from sgd_sai.optimizer import SGDSaI
 

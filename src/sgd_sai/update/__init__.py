@@ -2,11 +2,11 @@
 
 `reference` is the for-loop in the paper's notation. It is the truth: every other way is tested against it.
 
-    reference   foreach=False, fused=False; differentiable=True
-    foreach     torch's multi-tensor operations; what torch.compile is given
-    narrow      momentum in 8 bits, parameters rounded stochastically or with compensation
-    cpu         fused on the CPU: torch's fused kernel, as few passes over θ, g and m as it allows
-    triton      fused on CUDA: all tensors of a group in one launch
+    reference       foreach=False, fused=False; differentiable=True
+    foreach         torch's multi-tensor operations; torch.compile gets these
+    quantized       momentum in 8 bits, parameters rounded stochastically or with compensation
+    cpu             fused on the CPU: torch's fused kernel, as few passes over θ, g and m as it allows
+    triton_launch   fused on CUDA: all tensors of a group in one launch of `triton_kernel`
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from sgd_sai.options import Group
-from sgd_sai.precision import Momentum
-from sgd_sai.update import cpu, foreach, narrow, reference, triton
+from sgd_sai.quantized import Momentum
+from sgd_sai.update import cpu, foreach, quantized, reference, triton_launch
 
 #: Moves parameters in place: see `reference.update` for the arguments.
 Update = Callable[..., None]
@@ -40,23 +40,23 @@ def update(
     """Move the parameters of a group, on whatever devices they are, each the way that is fastest there.
 
     Args:
-        params, grads, momenta, scales, compensations, lr: as `reference.update` and `narrow.update`.
+        params, grads, momenta, scales, compensations, lr: as `reference.update` and `quantized.update`.
         group: the options.
         compiling: True while torch.compile traces the step.
-        amp, cache: for `triton.update`: what a GradScaler hands over, and where its tables are kept.
+        amp, cache: for `triton_launch.update`: what a GradScaler hands over, and where its tables are kept.
     """
     if isinstance(lr, Tensor) and lr.dtype.itemsize == 2:
         lr = lr.float()  # or 1 − λη would be rounded to its few bits
     options = {name: group[name] for name in ("momentum", "weight_decay", "maximize")}
     if group["state_dtype"] == "8bit" or group["rounding"] != "nearest":
         rounding = group["rounding"]
-        narrow.update(
+        quantized.update(
             params, grads, momenta, scales, lr=lr, **options, rounding=rounding, compensations=compensations
         )
         return
     for of_device in _by_device_type(params, grads, momenta, scales):
         way = _choose(of_device[0][0], group, compiling)
-        more = {**amp, "cache": cache} if way is triton.update else {}
+        more = {**amp, "cache": cache} if way is triton_launch.update else {}
         way(*of_device, lr=lr, **options, **more)
 
 
@@ -70,8 +70,8 @@ def _choose(param: Tensor, group: Group, compiling: bool) -> Update:
         return reference.update
     if param.is_cpu:
         return cpu.update
-    if triton.available(param.device):
-        return triton.update
+    if triton_launch.available(param.device):
+        return triton_launch.update
     if group["fused"]:
         raise RuntimeError(
             f"fused=True requires Triton, which is unavailable on {param.device}; use foreach=True"
@@ -83,7 +83,7 @@ def unscales(param: Tensor, group: Group) -> bool:
     """True if the update of a parameter divides its gradient by a GradScaler's scale itself."""
     if param.is_cpu or group["state_dtype"] == "8bit" or group["rounding"] != "nearest":
         return False
-    return triton.available(param.device) and _choose(param, group, False) is triton.update
+    return triton_launch.available(param.device) and _choose(param, group, False) is triton_launch.update
 
 
 def _by_device_type(params: Sequence[Tensor], *others: Sequence[Any]) -> list[tuple[Sequence[Any], ...]]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
-from sgd_sai.precision import BLOCK, Momentum8, round_to
+from sgd_sai.quantized import BLOCK, Momentum8
 from sgd_sai.update import reference
 from sgd_sai.update.pieces import pieces
 
@@ -33,7 +34,7 @@ def update(
 ) -> None:
     """Move every parameter by one step, in place.
 
-    Arguments as `reference.update`, and: `rounding`, see `precision.round_to`; `compensations`, of θ's shape
+    Arguments as `reference.update`, and: `rounding`, see `round_to`; `compensations`, of θ's shape
     and dtype, or None.
     """
     for θ, g, m, G, c in zip(params, grads, momenta, scales, compensations, strict=True):
@@ -47,6 +48,23 @@ def update(
             if isinstance(m_, Momentum8) and m32 is not None:
                 m_.write(m32)
             round_to(θ_, θ32, rounding, c_)
+
+
+def round_to(θ: Tensor, exact: Tensor, rounding: str, compensation: Tensor | None) -> None:
+    """Write `exact`, float32, to θ, rounded as asked for.
+
+    "stochastic": up or down with probabilities that make the mean right, with torch's default generator of
+    the device. "kahan": to nearest, and what that lost goes to `compensation`, of θ's dtype, which the next
+    step adds back.
+    """
+    if rounding == "stochastic" and θ.dtype == torch.bfloat16:
+        # A bfloat16 is the upper half of a float32: add a random lower half, drop the lower half.
+        noise = torch.randint_like(exact, 1 << 16, dtype=torch.int32)
+        θ.copy_((exact.view(torch.int32) + noise).bitwise_and_(-(1 << 16)).view(torch.float32))
+        return
+    θ.copy_(exact)
+    if compensation is not None:
+        compensation.copy_(exact - θ.float())
 
 
 def _pieces(

@@ -1,9 +1,9 @@
-"""Fewer bytes: momentum in 8 bits, and parameters of 16 bits that do not lose small updates.
+"""Momentum in 8 bits.
 
-Momentum in 8 bits is block-wise: every 256 elements, in the order of memory, share a float32 a = max |m|. The
+It is quantized block-wise: every 256 elements, in the order of memory, share a float32 a = max |m|. The
 code of an element is q = round(127 · √(|m|/a)), with the sign of m: a square law, whose steps shrink towards
 zero as the momenta in a block do. Measured on an EMA of noisy gradients whose sizes spread over a factor of
-fifty (tests/test_precision.py), it is 1.8 % off, a linear code 4.2 %.
+fifty (tests/test_quantized.py), it is 1.8 % off, a linear code 4.2 %.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgd_sai.distributed import local_parts
+from sgd_sai.distributed.layout import local_parts
 from sgd_sai.gsnr import as_real
 
 #: Elements that share a scale.
@@ -51,42 +51,22 @@ class Momentum8:
             yield Momentum8(codes, absmax)
 
 
-#: What an update takes as momentum; None where momentum is 0.
+#: The momentum of a block, as an update takes it; None where momentum is 0.
 Momentum = Tensor | Momentum8 | None
 
 
-def create_momentum(
-    state: dict[str, Any], param: Tensor, dtype: torch.dtype | str | None, split: int
-) -> None:
-    """Put a momentum of zeros into a parameter's state; each of its `split` parts has its own scales."""
-    if dtype != "8bit" or as_real(param).numel() < SMALLEST:
-        wide = torch.promote_types(param.dtype, torch.float32)
-        if isinstance(dtype, torch.dtype):
-            wide = torch.promote_types(dtype, torch.complex32) if param.is_complex() else dtype
-        state["momentum_buffer"] = torch.zeros_like(param, dtype=wide)
-        return
+def fits_8_bits(param: Tensor) -> bool:
+    """True if a parameter is large enough for a momentum in 8 bits; see `SMALLEST`."""
+    return as_real(param).numel() >= SMALLEST
+
+
+def create_momentum8(state: dict[str, Any], param: Tensor, split: int) -> None:
+    """Add a momentum of zeros in 8 bits to a state; each of the `split` parts has scales of its own."""
     real = as_real(param)
     order = torch.preserve_format if split == 1 else torch.contiguous_format
     state["momentum_buffer"] = torch.zeros_like(real, dtype=torch.int8, memory_format=order)
     scales = split * -(-real.numel() // split // BLOCK)
     state["momentum_absmax"] = torch.zeros(scales, dtype=torch.float32, device=param.device)
-
-
-def round_to(θ: Tensor, exact: Tensor, rounding: str, compensation: Tensor | None) -> None:
-    """Write `exact`, float32, to θ, rounded as asked for.
-
-    "stochastic": up or down with probabilities that make the mean right, with torch's default generator of
-    the device. "kahan": to nearest, and what that lost goes to `compensation`, of θ's dtype, which the next
-    step adds back.
-    """
-    if rounding == "stochastic" and θ.dtype == torch.bfloat16:
-        # A bfloat16 is the upper half of a float32: add a random lower half, drop the lower half.
-        noise = torch.randint_like(exact, 1 << 16, dtype=torch.int32)
-        θ.copy_((exact.view(torch.int32) + noise).bitwise_and_(-(1 << 16)).view(torch.float32))
-        return
-    θ.copy_(exact)
-    if compensation is not None:
-        compensation.copy_(exact - θ.float())
 
 
 def _flat(dense: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sgd_sai import gsnr
+from sgd_sai.gsnr import check_dense
 from sgd_sai.messages import listed, warn
-from sgd_sai.options import check_dense
 
 
 def measure_scales(

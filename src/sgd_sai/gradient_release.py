@@ -11,7 +11,8 @@ from typing import Any, NoReturn, cast
 
 from torch import Tensor, nn
 
-from sgd_sai.distributed import laid_out_as, local_parts, part_of
+from sgd_sai import first_gradient
+from sgd_sai.distributed.layout import laid_out_as
 from sgd_sai.gsnr import Moments, measure
 from sgd_sai.optimizer import SGDSaI
 from sgd_sai.options import Group
@@ -29,7 +30,7 @@ class GradientRelease:
             raise ValueError(
                 f"optimizer: lacks {len(missing)} parameter(s) of the model, first {missing[0]!r}"
             )
-        self._measured: dict[Tensor, list[Moments]] = {}
+        self._measured: dict[Tensor, Moments] = {}
         self._handles: list[Any] = [optimizer.register_step_pre_hook(self._before_step)]
         for group in optimizer.param_groups:
             for index, param in enumerate(group["params"]):
@@ -48,11 +49,10 @@ class GradientRelease:
 
     def _accumulated(self, param: Tensor, group: Group, index: int) -> None:
         optimizer = self._optimizer
-        if optimizer.can_step_alone(group):
+        if first_gradient.can_step_alone(optimizer, group):
             optimizer.step_alone(group, index)
         elif group["measure_first"]:
-            grad, split = laid_out_as(cast(Tensor, param.grad), param), group["split"]
-            self._measured[param] = measure([[part_of(grad, split, g)] for g in local_parts(grad, split)])
+            [self._measured[param]] = measure([[laid_out_as(cast(Tensor, param.grad), param)]])
         else:
             return  # the block's scale needs gradients that are still to come; `step` moves it
         param.grad = Released(param)
@@ -63,7 +63,7 @@ class GradientRelease:
                 if isinstance(param.grad, Released):
                     param.grad = None
         if self._measured:
-            self._optimizer.latch_measured(self._measured)
+            first_gradient.latch_measured(self._optimizer, self._measured)
             self._measured.clear()
 
 

@@ -1,0 +1,111 @@
+"""The layout of a tensor over ranks: the part of a `DTensor` that this rank holds, and views of it.
+
+A `DTensor` (FSDP2, HSDP, tensor parallelism) is one tensor on a mesh of ranks. A step works on the local
+part alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.tensor import DTensor
+    from typing_extensions import TypeIs
+
+
+def is_spread(tensor: Tensor) -> TypeIs[DTensor]:
+    """True for a DTensor. There is none before its module, which is slow to import, has been imported."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this rank holds, without a copy; a plain tensor as it is."""
+    if not is_spread(tensor):
+        return tensor
+    part: Any = tensor._local_tensor  # to_local() makes a view of a parameter at each call
+    here: Tensor = part.wait() if hasattr(part, "wait") else part  # a communication may be under way
+    return here
+
+
+def laid_out_as(tensor: Tensor, param: Tensor) -> Tensor:
+    """`tensor`, of the parameter's shape, spread as the parameter is: a partial gradient is summed."""
+    if not is_spread(param):
+        return tensor.full_tensor() if is_spread(tensor) else tensor
+    if not is_spread(tensor):
+        from torch.distributed.tensor import distribute_tensor
+
+        # Each rank has the whole and takes its own part: nothing is sent.
+        device, mesh = local(param).device, param.device_mesh
+        return distribute_tensor(tensor.to(device), mesh, param.placements, src_data_rank=None)
+    if tensor.placements == param.placements and tensor.device_mesh == param.device_mesh:
+        return tensor
+    if tensor.device_mesh != param.device_mesh:
+        return laid_out_as(tensor.full_tensor(), param)
+    return tensor.redistribute(placements=param.placements)
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """A DTensor of partial sums as the sum, on every rank of the mesh dims over which it was partial."""
+    if not is_spread(tensor) or not any(placed.is_partial() for placed in tensor.placements):
+        return tensor
+    from torch.distributed.tensor import Replicate
+
+    return tensor.redistribute(placements=[Replicate() if p.is_partial() else p for p in tensor.placements])
+
+
+def sharing_groups(tensor: Tensor) -> tuple[ProcessGroup, ...]:
+    """The groups of ranks over which a tensor is cut: those of the mesh dims that do not replicate it."""
+    if not is_spread(tensor):
+        return ()
+    mesh = tensor.device_mesh
+    groups = (mesh.get_group(i) for i, placed in enumerate(tensor.placements) if not placed.is_replicate())
+    return tuple(group for group in groups if group.size() > 1)
+
+
+def _local_rows(tensor: Tensor, parts: int) -> list[int]:
+    """How many rows of each of `parts` equal parts along dim 0 this rank holds; they follow each other."""
+    rows = tensor.size(0) // parts
+    if not is_spread(tensor):
+        return [rows] * parts
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    begin, end = offset[0], offset[0] + shape[0]
+    return [max(0, min(end, (part + 1) * rows) - max(begin, part * rows)) for part in range(parts)]
+
+
+def local_parts(tensor: Tensor, parts: int) -> list[Tensor]:
+    """Cut a tensor into `parts` equal parts along dim 0; return views of those rows that this rank holds."""
+    here = local(tensor)
+    if parts == 1:
+        return [here]
+    views, begin = [], 0
+    for rows in _local_rows(tensor, parts):  # one by one: autograd lets no output of `split` be written to
+        views.append(here[begin : begin + rows])
+        begin += rows
+    return views
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The part of a gradient on this rank, `local`: of `n` reals that are cut over `groups` of ranks."""
+
+    local: Tensor
+    n: int
+    groups: tuple[ProcessGroup, ...]
+
+
+def part_of(tensor: Tensor | Part, parts: int = 1, here: Tensor | None = None) -> Part:
+    """The part of a tensor on this rank; or that of one of its `parts` equal parts, which is `here`."""
+    if isinstance(tensor, Part):
+        return tensor
+    if here is None:
+        tensor = summed(tensor)
+    n = tensor.numel() * (1 + tensor.is_complex()) // parts
+    return Part(local(tensor) if here is None else here, n, sharing_groups(tensor))

@@ -1,0 +1,64 @@
+"""The state of one parameter: its raw G_snr, and the buffers that its options ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgd_sai.gsnr import UNLATCHED
+from sgd_sai.options import Group
+from sgd_sai.quantized import create_momentum8, fits_8_bits
+
+#: A parameter's entry in `optimizer.state`.
+State = dict[str, Any]
+
+
+def gsnr_keys(split: int) -> tuple[str, ...]:
+    """The keys under which a parameter's state holds the raw G_snr of its blocks."""
+    return ("gsnr",) if split == 1 else tuple(f"gsnr_{part}" for part in range(split))
+
+
+def create_state(state: State, param: Tensor, group: Group) -> None:
+    """Fill the empty state of a parameter whose blocks are without a scale."""
+    # An empty parameter will never be measured, and must not be waited for.
+    state.update(dict.fromkeys(gsnr_keys(group["split"]), UNLATCHED if param.numel() else 1.0))
+    if group["momentum"] != 0:
+        create_momentum(state, param, group)
+    if needs_compensation(param, group):
+        state["compensation"] = torch.zeros_like(param)
+
+
+def create_momentum(state: State, param: Tensor, group: Group) -> None:
+    """Add a momentum of zeros in the group's `state_dtype`."""
+    dtype = group["state_dtype"]
+    if dtype == "8bit" and fits_8_bits(param):
+        create_momentum8(state, param, group["split"])
+        return
+    wide = torch.promote_types(param.dtype, torch.float32)
+    if isinstance(dtype, torch.dtype):
+        wide = torch.promote_types(dtype, torch.complex32) if param.is_complex() else dtype
+    state["momentum_buffer"] = torch.zeros_like(param, dtype=wide)
+
+
+def needs_compensation(param: Tensor, group: Group) -> bool:
+    """True for a parameter of 16 bits in a group with `rounding="kahan"`."""
+    return bool(group["rounding"] == "kahan") and param.dtype.itemsize == 2
+
+
+def is_unlatched(param: Tensor, state: State, group: Group) -> bool:
+    """True while a block of the parameter is without a scale."""
+    return param.numel() > 0 and any(
+        state.get(key, UNLATCHED) == UNLATCHED for key in gsnr_keys(group["split"])
+    )
+
+
+def gsnr_of_group(group: Group, states: Mapping[Tensor, State]) -> float:
+    """The raw G_snr of a group that is one block, −1 until it is measured."""
+    for param in filter(Tensor.numel, group["params"]):
+        measured: float = states.get(param, {}).get("gsnr", UNLATCHED)
+        if measured != UNLATCHED:
+            return measured
+    return UNLATCHED
