@@ -86,7 +86,7 @@ def build(
     note: str = "",
     style: str = "",
 ) -> str:
-    """Return the page.
+    """Return the page as HTML.
 
     Args:
         title: plain text, as all that is not said to be HTML.

@@ -1,4 +1,4 @@
-"""Command-line arguments that the lab's commands share, and their one-line errors."""
+"""Command-line arguments that commands share, and their one-line errors."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
 
 
 def names(option: str, given: str, known: Iterable[str]) -> list[str]:
-    """Comma-separated names out of `known`, each once; `all` is all of them."""
+    """Return comma-separated names out of `known`, each once; `all` is all of them."""
     known = list(known)
     asked = [name.strip() for name in given.split(",")]
     if asked == ["all"]:
@@ -70,7 +70,7 @@ def names(option: str, given: str, known: Iterable[str]) -> list[str]:
 
 
 def optimizers(given: str) -> list[str]:
-    """The optimizers that are asked for, all of them installed."""
+    """Return the optimizers that are asked for, all of them installed."""
     asked = names("--optimizer", given, OPTIMIZERS)
     try:
         check_installed(asked)
@@ -80,12 +80,12 @@ def optimizers(given: str) -> list[str]:
 
 
 def integers(option: str, given: str) -> list[int]:
-    """Comma-separated integers ≥ 0, each once."""
+    """Return comma-separated integers ≥ 0, each once."""
     return list(dict.fromkeys(integer(option, word.strip(), least=0) for word in given.split(",")))
 
 
 def integer(option: str, given: str, *, least: int, most: int = MOST) -> int:
-    """An integer from `least` to `most`."""
+    """Return an integer from `least` to `most`."""
     try:
         value = int(given)
     except ValueError:
@@ -101,7 +101,7 @@ def _short(given: str) -> str:
 
 
 def learning_rate(option: str, given: str) -> float:
-    """A number > 0, as large or small as arithmetic with others of its kind allows."""
+    """Return a number > 0, as large or small as arithmetic with others of its kind allows."""
     try:
         value = float(given)
     except ValueError:
@@ -114,14 +114,14 @@ def learning_rate(option: str, given: str) -> float:
 
 
 def threads(given: str | None, jobs: int = 1) -> int:
-    """What was asked for, or torch's own number, divided among the jobs."""
+    """Return the threads that are asked for, or torch's own number divided among the jobs."""
     if given is None:
         return max(1, torch.get_num_threads() // jobs)
     return integer("--threads", given, least=1, most=MOST_AT_ONCE)
 
 
 def tasks(given: str, scale: str, data: Path | None) -> list[str]:
-    """The tasks that are asked for, by their own names, as in "gpt-small"."""
+    """Return the tasks that are asked for, by their own names, as in "gpt-small"."""
     if scale not in SCALES:
         raise CommandError(f"--scale: given {scale!r}; allowed: {', '.join(SCALES)}")
     asked = names("--task", given, TASKS)
@@ -142,7 +142,7 @@ def check_data(tasks: Iterable[str], data: Path | None) -> None:
 
 
 def folder(out: Path | None, resume: bool, default: Path) -> Path:
-    """The folder to write to. It is empty or missing, unless `resume`."""
+    """Return the folder to write to. It is empty or missing, unless `resume`."""
     if out is None:
         if resume:
             raise CommandError("--resume: needs --out, the folder of the runs to go on with")

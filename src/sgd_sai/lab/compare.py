@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @arguments.damage_told()
 def run(args: argparse.Namespace) -> int:
-    """Run what is left to run and write the report, also after Ctrl-C; 0."""
+    """Carry out the runs that are not finished, and write the report, also after Ctrl-C; 0."""
     jobs = arguments.integer("--jobs", args.jobs, least=1, most=arguments.MOST_AT_ONCE)
     _check_ranks(args, jobs)
     with processes.group():

@@ -38,7 +38,7 @@ class Row:
 
     @property
     def troubles(self) -> list[str]:
-        """How the other runs ended, a phrase each."""
+        """The ends of the other runs, a phrase each."""
         phrases = []
         for run in self.runs:
             config, status = run.record.config, run.record.status
@@ -84,12 +84,12 @@ class Row:
 
     @property
     def tuning(self) -> dict[str, Any] | None:
-        """Where the learning rate comes from."""
+        """The record of the learning rate's tuning, None if it was given."""
         return self.runs[0].record.tuning
 
     @property
     def trials(self) -> int | None:
-        """How many runs tuned the learning rate, None if it was given."""
+        """The number of runs that tuned the learning rate, None if it was given."""
         return None if self.tuning is None else len(self.tuning["points"])
 
     @property

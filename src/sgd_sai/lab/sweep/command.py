@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @arguments.damage_told()
 def run(args: argparse.Namespace) -> int:
-    """Run what is left of the grids and draw them; 0."""
+    """Carry out the runs of the grids that are not finished, and draw the grids; 0."""
     arguments.check_alone("sweep")
     tasks = arguments.tasks(args.task, args.scale, args.data)
     optimizers = arguments.optimizers(args.optimizer)
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _complete(trials: Trials, first: RunConfig, out: Path, jobs: int, growths: int) -> int:
-    """Train the points that are left, `jobs` at a time, on a grid that may grow; how many runs failed."""
+    """Train the points that are left, `jobs` at a time, on a grid that may grow; return how many failed."""
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         while True:
             _run_all(trials, first, out, jobs, pool)

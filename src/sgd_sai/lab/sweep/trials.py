@@ -90,7 +90,7 @@ class Trials:
             self.optuna_study.tell(trial, state=TrialState.FAIL)
 
     def beat(self, trial: optuna.Trial) -> None:
-        """Say that the trial's process is alive."""
+        """Record that the trial's process is alive."""
         trial.set_user_attr("seen", time.time())
 
     def tell(self, trial: optuna.Trial, record: Record | None) -> None:
@@ -144,7 +144,7 @@ def point_of(trial: Any) -> Point:
 
 
 def _alive(trial: Any) -> bool:
-    """Whether the process that has claimed a trial goes on: here by its number, elsewhere by its sign."""
+    """Return whether the process that claimed a trial goes on: here by its number, elsewhere by its sign."""
     host, process, started = trial.user_attrs.get("owner", (None, 0, None))
     if host == socket.gethostname():
         return bool(_started(process) == started)
@@ -154,7 +154,7 @@ def _alive(trial: Any) -> bool:
 
 
 def _started(process: int) -> float | None:
-    """When a process of this machine began; None if there is none of that number."""
+    """Return when a process of this machine began; None if there is none of that number."""
     try:
         found = psutil.Process(process)
         return None if found.status() == psutil.STATUS_ZOMBIE else float(found.create_time())

@@ -27,7 +27,7 @@ _BETAS, _DECAY, _CLIP = (0.9, 0.95), 0.01, 1.0
 
 
 def cache() -> Path:
-    """The cache folder, which need not exist."""
+    """Return the cache folder, which need not exist."""
     given = os.environ.get("SGD_SAI_CACHE")
     return (
         Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "sgd-sai"
@@ -35,12 +35,12 @@ def cache() -> Path:
 
 
 def checkpoint(name: str) -> str:
-    """Where a published model is loaded from: $SGD_SAI_CHECKPOINT, a folder, or `name` on the hub."""
+    """Return the source of a published model: $SGD_SAI_CHECKPOINT, a folder, or `name` on the hub."""
     return os.environ.get("SGD_SAI_CHECKPOINT") or name
 
 
 def loaded(load: Callable[..., Any], source: str, **options: Any) -> Any:
-    """What `load`, a from_pretrained, makes of `source`; ValueError, one line, if that is nothing."""
+    """Return the model of `source` by `load`, a from_pretrained; ValueError, one line, if that fails."""
     try:
         return load(source, **options)
     except Exception as error:  # the libraries raise as many kinds as there are ways to be broken
@@ -51,7 +51,7 @@ def loaded(load: Callable[..., Any], source: str, **options: Any) -> Any:
 
 
 def weights(name: str, problem: Problem, steps: int, lr: float) -> dict[str, Tensor]:
-    """Weights of the problem's model after `steps` of AdamW, from the cache or trained now.
+    """Return the weights of the problem's model after `steps` of AdamW, from the cache or trained now.
 
     On the CPU one thread trains it, so that the number of threads makes no difference to the result.
     """
@@ -75,7 +75,7 @@ def weights(name: str, problem: Problem, steps: int, lr: float) -> dict[str, Ten
 
 
 def digest(state: dict[str, Tensor]) -> str:
-    """Twelve digits that tell one set of weights from another."""
+    """Return twelve digits that tell one set of weights from another."""
     whole = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         whole.update(name.encode())
