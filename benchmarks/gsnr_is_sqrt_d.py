@@ -22,7 +22,7 @@ import transformers
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
-from sgd_sai.analysis import Block, measure_blocks
+from sgd_sai.diagnostics import BlockMeasurement, measure_blocks
 from sgd_sai.gsnr import Moments, combined, g_snr
 from sgd_sai.lab.provenance import command, machine, now, versions
 from sgd_sai.lab.records import write_json
@@ -96,7 +96,7 @@ def identity(moments: Moments) -> float:
     return math.sqrt(1 + moments.mean**2 / moments.variance())
 
 
-def fused(blocks: list[Block]) -> Iterator[Moments]:
+def fused(blocks: list[BlockMeasurement]) -> Iterator[Moments]:
     """Query, key and value of each layer as one block, as timm's ViT has them and the paper plots them."""
     parts = [block for block in blocks if kind(block.name) in ("query", "key", "value")]
     for start in range(0, len(parts), 3):

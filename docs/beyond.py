@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from sgd_sai.lab.statistics import interval
+from sgd_sai.lab.summary.statistics import interval
 from sgd_sai.lab.tasks import ALL
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "beyond"

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 import beyond
-from sgd_sai.lab import figure, sweep_page
 from sgd_sai.lab.records import read_runs
+from sgd_sai.lab.report import figure
 from sgd_sai.lab.summary import by_task
+from sgd_sai.lab.sweep import page as sweep_page
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "docs" / "records"

@@ -15,10 +15,10 @@ from typing import Any
 from scipy.stats import spearmanr
 
 import beyond
-from sgd_sai.lab import cells, tuned
+from sgd_sai.lab import tuned
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import read_runs
-from sgd_sai.lab.summary import by_task
+from sgd_sai.lab.summary import by_task, cells
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

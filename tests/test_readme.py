@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from sgd_sai.lab.records import read_runs
-from sgd_sai.lab.sweep_page import grids
+from sgd_sai.lab.sweep.results import grids
 
 ROOT = Path(__file__).parent.parent
 

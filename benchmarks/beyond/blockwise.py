@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sgd_sai.gsnr import Moments, g_snr, measure, rms_normalizer
-from sgd_sai.lab import runner
 from sgd_sai.lab.optimizers import groups
+from sgd_sai.lab.runs import runner
 from sgd_sai.lab.tasks import Problem, Task
 
 RESULTS = Path(__file__).parents[1] / "results" / "beyond"

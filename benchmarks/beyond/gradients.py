@@ -22,9 +22,9 @@ from torch.optim import Optimizer
 
 from blockwise import RESULTS, Block, best, blocks, train
 from search import SEED
-from sgd_sai.lab import runner
 from sgd_sai.lab.provenance import command, machine, now, versions
 from sgd_sai.lab.records import write_json
+from sgd_sai.lab.runs import runner
 from sgd_sai.lab.tasks import ALL, Problem
 
 STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 300)

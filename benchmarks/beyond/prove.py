@@ -27,9 +27,9 @@ import torch
 
 from blockwise import METHODS, RESULTS, best, loss_of, train
 from search import SEED, Point
-from sgd_sai.lab import runner
 from sgd_sai.lab.provenance import command, machine, now, versions
 from sgd_sai.lab.records import write_json
+from sgd_sai.lab.runs import runner
 from sgd_sai.lab.tasks import ALL, Problem, Task, gpt
 
 FACTOR = math.sqrt(2.0)  # between learning rates

@@ -24,9 +24,9 @@ import torch
 
 from blockwise import METHODS, RESULTS, best, blocks, kinds, loss_of, rms, train
 from sgd_sai.gsnr import measure
-from sgd_sai.lab import runner
 from sgd_sai.lab.provenance import command, machine, now, versions
 from sgd_sai.lab.records import write_json
+from sgd_sai.lab.runs import runner
 from sgd_sai.lab.tasks import ALL
 
 SEED = 100  # of the searches; proofs take others

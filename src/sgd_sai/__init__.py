@@ -1,6 +1,6 @@
 """SGD-SaI for PyTorch: SGD with momentum whose learning rate is scaled once, at the first gradient."""
 
-from sgd_sai.analysis import GSNRRecorder, convert_lr, transfer_lr
+from sgd_sai.diagnostics import GSNRRecorder, convert_lr, transfer_lr
 from sgd_sai.gradient_release import gradient_release
 from sgd_sai.gsnr import UNLATCHED, Moments, g_snr, measure
 from sgd_sai.measure_scales import measure_scales

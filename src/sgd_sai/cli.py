@@ -13,10 +13,10 @@ from typing import NoReturn
 COMMANDS = {
     "compare": ("sgd_sai.lab.compare", "train real models with several optimizers and write a report"),
     "tune": ("sgd_sai.lab.tune", "find each optimizer's learning rate on a task, on one grid rule for all"),
-    "sweep": ("sgd_sai.lab.sweep", "every learning rate with every weight decay, drawn as a surface"),
-    "report": ("sgd_sai.lab.report", "rebuild a report from the records of runs"),
-    "gsnr": ("sgd_sai.analysis.gsnr_command", "g-SNR and updates of your own model, block by block"),
-    "lr-find": ("sgd_sai.analysis.lr_find_command", "find a learning rate: a range test, or from AdamW's"),
+    "sweep": ("sgd_sai.lab.sweep.command", "every learning rate with every weight decay, drawn as a surface"),
+    "report": ("sgd_sai.lab.report.command", "rebuild a report from the records of runs"),
+    "gsnr": ("sgd_sai.tools.gsnr.command", "g-SNR and updates of your own model, block by block"),
+    "lr-find": ("sgd_sai.tools.lr_find.command", "find a learning rate: a range test, or from AdamW's"),
     "bench": ("sgd_sai.bench", "time one step of several optimizers next to the memory-bandwidth floor"),
     "memory": ("sgd_sai.memory", "exact bytes of a model's training, before anything is allocated"),
 }

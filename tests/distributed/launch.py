@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sgd_sai import SGDSaI
-from sgd_sai.lab import ranks
+from sgd_sai.lab.runs import processes
 
 STEPS = 5
 LR = 0.5
@@ -103,4 +103,4 @@ if __name__ == "__main__":
     weights = {name: whole(p) for name, p in trained.named_parameters()}
     if dist.get_rank() == 0:
         torch.save(weights, args.out)
-    ranks.part()
+    processes.part()

@@ -12,7 +12,7 @@ pytest.importorskip("transformers", reason="the lab extra is not installed")
 from lab_commands import compare
 
 from sgd_sai.cli import main
-from sgd_sai.lab import pretrained
+from sgd_sai.lab.tasks import pretrained
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,9 @@ import sys
 import pytest
 from lab_commands import compare
 
-from sgd_sai.cli import main
-from sgd_sai.lab.records import read_runs
-from sgd_sai.lab.runner import load
+from sgd_sai.cli import CommandError, main
+from sgd_sai.lab.records import DamagedRun, read_runs
+from sgd_sai.lab.runs.runner import load
 
 
 def rejected(arguments, capsys):
@@ -184,6 +184,13 @@ def test_a_damaged_run_is_named(file, how, tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"sgd-sai: {run / file}: ")
     assert before == {name: (run / name).read_bytes() for name in before}
+
+
+def test_a_damaged_run_is_no_error_of_the_command_line(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(DamagedRun, match=r"run\.json: not the record of a run") as caught:
+        read_runs([tmp_path])
+    assert not isinstance(caught.value, CommandError)
 
 
 def test_half_a_line_of_a_run_that_was_killed(tmp_path, capsys):

@@ -14,6 +14,7 @@ from sgd_sai.bench import timing
 from sgd_sai.bench.contenders import CONTENDERS, NotHere
 from sgd_sai.bench.timing import Series
 from sgd_sai.cli import CommandError
+from sgd_sai.console import print_table
 from sgd_sai.lab.provenance import command, machine, now
 from sgd_sai.lab.records import write_json
 from sgd_sai.memory.models import MODELS, load
@@ -163,24 +164,24 @@ def _version(package: str) -> str | None:
 
 
 def _show(record: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     where = record["device"] if record["threads"] is None else f"cpu, {record['threads']} thread(s)"
-    table = Table(
-        title=f"{record['model']}: {record['parameters']:,} parameters in {record['tensors']} tensors, "
-        f"{record['dtype']}, {where}",
-        caption=f"Medians of {record['rounds']} interleaved rounds. Floor: {record['floor_ms']:.1f} ms, "
-        f"{record['floor']}.",
-    )
-    for column in ("one step", "ms", "quartiles", "× floor", "× SGD fused"):
-        table.add_column(column, justify="left" if column == "one step" else "right")
+    columns = ("one step", "ms", "quartiles", "× floor", "× SGD fused")
+    rows, styles = [], []
     for row in sorted(record["rows"].values(), key=lambda row: row["ms"]):
         low, high = row["ms_quartiles"]
         of_sgd = row["times_sgd_fused"]
-        cells = [f"{row['ms']:.1f}", f"{low:.1f} – {high:.1f}", f"{row['times_floor']:.2f}"]
-        cells.append("–" if of_sgd is None else f"{of_sgd:.2f}")
-        table.add_row(row["label"], *cells, style="bold" if row["label"].startswith("SGD-SaI") else None)
-    for row in record["absent"].values():
-        table.add_row(row["label"], row["why"], "", "", "", style="dim")
-    Console().print(table)
+        cells = [row["label"], f"{row['ms']:.1f}", f"{low:.1f} – {high:.1f}", f"{row['times_floor']:.2f}"]
+        rows.append([*cells, "–" if of_sgd is None else f"{of_sgd:.2f}"])
+        styles.append("bold" if row["label"].startswith("SGD-SaI") else "")
+    rounds = f"Medians of {record['rounds']} interleaved rounds."
+    floor = f"Floor: {record['floor_ms']:.1f} ms, {record['floor']}."
+    absent = [f"{row['label']}: {row['why']}" for row in record["absent"].values()]
+    print_table(
+        f"{record['model']}: {record['parameters']:,} parameters in {record['tensors']} tensors, "
+        f"{record['dtype']}, {where}",
+        columns,
+        rows,
+        words=columns[:1],
+        note="\n".join([f"{rounds} {floor}", *absent]),
+        styles=styles,
+    )

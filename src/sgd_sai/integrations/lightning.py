@@ -7,7 +7,7 @@ from typing import Any
 from lightning import Callback
 from torch.optim import Optimizer
 
-from sgd_sai.analysis.recorder import GSNRRecorder, scalars
+from sgd_sai.diagnostics.recorder import GSNRRecorder, scalars
 
 
 class GSNRCallback(Callback):  # type: ignore[misc]  # lightning is typed, but not checked here

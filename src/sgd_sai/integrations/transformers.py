@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from sgd_sai.analysis.recorder import GSNRRecorder, scalars
+from sgd_sai.diagnostics.recorder import GSNRRecorder, scalars
 
 
 class GSNRCallback(TrainerCallback):  # type: ignore[misc]  # transformers is typed, but not checked here

@@ -1,18 +1,20 @@
-"""Command-line arguments that the lab's commands share, and their one-line errors."""
+"""Command-line arguments that commands share, and their one-line errors."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from sgd_sai.cli import CommandError
-from sgd_sai.lab import ranks
 from sgd_sai.lab.optimizers import DEFAULT, OPTIMIZERS, check_installed
-from sgd_sai.lab.runner import load
+from sgd_sai.lab.records import DamagedRun
+from sgd_sai.lab.runs import processes
+from sgd_sai.lab.runs.runner import load
 from sgd_sai.lab.tasks import DEFAULT as DEFAULT_TASKS
 from sgd_sai.lab.tasks import SCALES, TASKS
 
@@ -21,7 +23,7 @@ MOST_AT_ONCE = 1024  # threads, jobs
 
 
 def add_shared(parser: argparse.ArgumentParser) -> None:
-    """What both `compare` and `tune` take."""
+    """Add the arguments that `compare`, `tune` and `sweep` take."""
     parser.add_argument(
         "--task",
         default=",".join(DEFAULT_TASKS),
@@ -56,7 +58,7 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
 
 
 def names(option: str, given: str, known: Iterable[str]) -> list[str]:
-    """Comma-separated names out of `known`, each once; `all` is all of them."""
+    """Return comma-separated names out of `known`, each once; `all` is all of them."""
     known = list(known)
     asked = [name.strip() for name in given.split(",")]
     if asked == ["all"]:
@@ -68,7 +70,7 @@ def names(option: str, given: str, known: Iterable[str]) -> list[str]:
 
 
 def optimizers(given: str) -> list[str]:
-    """The optimizers that are asked for, all of them installed."""
+    """Return the optimizers that are asked for, all of them installed."""
     asked = names("--optimizer", given, OPTIMIZERS)
     try:
         check_installed(asked)
@@ -78,12 +80,12 @@ def optimizers(given: str) -> list[str]:
 
 
 def integers(option: str, given: str) -> list[int]:
-    """Comma-separated integers ≥ 0, each once."""
+    """Return comma-separated integers ≥ 0, each once."""
     return list(dict.fromkeys(integer(option, word.strip(), least=0) for word in given.split(",")))
 
 
 def integer(option: str, given: str, *, least: int, most: int = MOST) -> int:
-    """An integer from `least` to `most`."""
+    """Return an integer from `least` to `most`."""
     try:
         value = int(given)
     except ValueError:
@@ -99,7 +101,7 @@ def _short(given: str) -> str:
 
 
 def learning_rate(option: str, given: str) -> float:
-    """A number > 0, as large or small as arithmetic with others of its kind allows."""
+    """Return a number > 0, as large or small as arithmetic with others of its kind allows."""
     try:
         value = float(given)
     except ValueError:
@@ -112,14 +114,14 @@ def learning_rate(option: str, given: str) -> float:
 
 
 def threads(given: str | None, jobs: int = 1) -> int:
-    """What was asked for, or torch's own number, divided among the jobs."""
+    """Return the threads that are asked for, or torch's own number divided among the jobs."""
     if given is None:
         return max(1, torch.get_num_threads() // jobs)
     return integer("--threads", given, least=1, most=MOST_AT_ONCE)
 
 
 def tasks(given: str, scale: str, data: Path | None) -> list[str]:
-    """The tasks that are asked for, by their own names, as in "gpt-small"."""
+    """Return the tasks that are asked for, by their own names, as in "gpt-small"."""
     if scale not in SCALES:
         raise CommandError(f"--scale: given {scale!r}; allowed: {', '.join(SCALES)}")
     asked = names("--task", given, TASKS)
@@ -140,7 +142,7 @@ def check_data(tasks: Iterable[str], data: Path | None) -> None:
 
 
 def folder(out: Path | None, resume: bool, default: Path) -> Path:
-    """The folder to write to. It is empty or missing, unless `resume`."""
+    """Return the folder to write to. It is empty or missing, unless `resume`."""
     if out is None:
         if resume:
             raise CommandError("--resume: needs --out, the folder of the runs to go on with")
@@ -157,11 +159,20 @@ def folder(out: Path | None, resume: bool, default: Path) -> Path:
     return out
 
 
+@contextmanager
+def damage_told() -> Iterator[None]:
+    """Turn a `DamagedRun` into the command's error."""
+    try:
+        yield
+    except DamagedRun as error:
+        raise CommandError(str(error)) from None
+
+
 def check_alone(command: str) -> None:
     """Raise if torchrun has started several processes."""
-    if ranks.started() > 1:
+    if processes.started() > 1:
         raise CommandError(
-            f"WORLD_SIZE: given {ranks.started()}, by torchrun or the like, to `{command}`; allowed: one "
+            f"WORLD_SIZE: given {processes.started()}, by torchrun or the like, to `{command}`; allowed: one "
             "process, since every rank would train the same runs into one folder (--jobs has several side by "
             "side); `compare` takes several"
         )

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from sgd_sai.cli import CommandError
-from sgd_sai.lab import arguments, provenance, ranks, report, runner, tune, tuned
+from sgd_sai.lab import arguments, provenance, tune, tuned
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import RunConfig
-from sgd_sai.lab.study import Plan, study
+from sgd_sai.lab.report.command import write as write_report
+from sgd_sai.lab.runs import processes, runner
+from sgd_sai.lab.runs.run_pool import PlannedRun, run_pool
 from sgd_sai.lab.tasks import ALL
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `sgd-sai compare`."""
+    """Add the options of `sgd-sai compare`."""
     arguments.add_shared(parser)
     parser.add_argument(
         "--seeds", default="0", metavar="N,N", help="one run of each with each seed (default: 0)"
@@ -36,32 +38,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@arguments.damage_told()
 def run(args: argparse.Namespace) -> int:
-    """Run what is left to run and write the report, also after Ctrl-C; 0."""
+    """Carry out the runs that are not finished, and write the report, also after Ctrl-C; 0."""
     jobs = arguments.integer("--jobs", args.jobs, least=1, most=arguments.MOST_AT_ONCE)
     _check_ranks(args, jobs)
-    with ranks.group():
-        plans, out = _plan(args, jobs)
-        if ranks.first():
+    with processes.group():
+        planned, out = _planned(args, jobs)
+        if processes.first():
             arguments.make_folder(out)
         try:
-            with study(sum(config.steps for config, _, _ in plans)) as runs:
-                runs.run_all(plans, jobs)
+            with run_pool(sum(run.config.steps for run in planned)) as runs:
+                runs.run_all(planned, jobs)
         finally:
-            if ranks.first() and any(out.glob("*/run.json")):
-                report.write([out], out / "report.html")
+            if processes.first() and any(out.glob("*/run.json")):
+                write_report([out], out / "report.html")
     return 0
 
 
 def _check_ranks(args: argparse.Namespace, jobs: int) -> None:
     """Raise, before the ranks meet, for what they cannot do together."""
-    if ranks.started() > 1 and jobs > 1:
+    if processes.started() > 1 and jobs > 1:
         raise CommandError(
-            f"--jobs: given {jobs} with WORLD_SIZE {ranks.started()}; allowed: 1, as ranks share each run"
+            f"--jobs: given {jobs} with WORLD_SIZE {processes.started()}; allowed: 1, as ranks share each run"
         )
     if not args.fsdp:
         return
-    if ranks.started() == 1:
+    if processes.started() == 1:
         raise CommandError(
             "--fsdp: given without ranks to share parameters; allowed: under torchrun, as in "
             "torchrun --nproc-per-node 2 --no-python sgd-sai compare --fsdp"
@@ -73,8 +76,8 @@ def _check_ranks(args: argparse.Namespace, jobs: int) -> None:
         )
 
 
-def _plan(args: argparse.Namespace, jobs: int) -> tuple[list[Plan], Path]:
-    """The runs and their folder. Every input is checked before anything is written."""
+def _planned(args: argparse.Namespace, jobs: int) -> tuple[list[PlannedRun], Path]:
+    """Return the runs and their folder. Every input is checked before anything is written."""
     tasks = arguments.tasks(args.task, args.scale, args.data)
     optimizers = arguments.optimizers(args.optimizer)
     seeds = arguments.integers("--seeds", args.seeds)
@@ -88,10 +91,10 @@ def _plan(args: argparse.Namespace, jobs: int) -> tuple[list[Plan], Path]:
     lr = None if args.lr is None else arguments.learning_rate("--lr", args.lr)
     if lr is not None and len(optimizers) > 1:
         raise CommandError(f"--lr: given for {len(optimizers)} optimizers; name one with --optimizer")
-    named = ranks.told("compare-" + provenance.now()[:19].replace(":", ""))
+    named = processes.told("compare-" + provenance.now()[:19].replace(":", ""))
     out = arguments.folder(args.out, args.resume, Path("runs", named))
     data = None if args.data is None else str(args.data)
-    plans: list[Plan] = []
+    planned: list[PlannedRun] = []
     try:
         entries = tuned.read(args.tuned)
         for task in tasks:
@@ -100,20 +103,20 @@ def _plan(args: argparse.Namespace, jobs: int) -> tuple[list[Plan], Path]:
                     rate, tuning = (lr, None) if lr is not None else _tuned(entries, task, optimizer)
                     config = RunConfig(
                         task, optimizer, seed, steps or ALL[task].steps, rate, data, threads,
-                        ranks=ranks.count(), fsdp=args.fsdp,
+                        ranks=processes.count(), fsdp=args.fsdp,
                     )  # fmt: skip
-                    plans.append((config, out / f"{task}-{optimizer}-{seed}", tuning))
-        for config, folder, _ in plans:
-            runner.check_resumable(config, folder)
+                    planned.append(PlannedRun(config, out / f"{task}-{optimizer}-{seed}", tuning))
+        for each in planned:
+            runner.check_resumable(each.config, each.folder)
     except ValueError as error:
         raise CommandError(str(error)) from None
-    with ranks.first_alone():  # it may train a model that the others find
+    with processes.first_alone():  # it may train a model that the others find
         arguments.check_data(tasks, args.data)
-    return plans, out
+    return planned, out
 
 
 def _typed(task: str) -> str:
-    """A task's name as the command line takes it."""
+    """Return a task's name as the command line takes it."""
     name, _, scale = task.partition("-")
     return f"{name} --scale {scale}" if scale else name
 

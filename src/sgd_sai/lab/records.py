@@ -18,14 +18,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sgd_sai.cli import CommandError
-
 RUN, METRICS, CHECKPOINT, GSNR = "run.json", "metrics.jsonl", "checkpoint.pt", "gsnr.json"
 PICTURES, TEXT = "samples.png", "samples.txt"
 
 
-class DamagedRun(CommandError, ValueError):
-    """A file of a run that is not what the lab wrote, by its path; one line."""
+class DamagedRun(ValueError):
+    """A file of a run has not the form in which the lab writes it; one line, which begins with its path."""
 
 
 @dataclass(frozen=True)

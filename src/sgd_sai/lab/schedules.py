@@ -1,4 +1,4 @@
-"""What multiplies the learning rate in the course of a run."""
+"""Learning-rate schedules: the factor of the peak learning rate in the course of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Schedule:
     linear: bool = False
 
     def __call__(self, step: int, steps: int, constant: bool = False) -> float:
-        """The factor at `step` = 0, 1, …; `constant`: of an optimizer that needs no decay of lr."""
+        """Return the factor at `step` = 0, 1, …; `constant`: of an optimizer that needs no decay of lr."""
         warm_up = max(1, round(self.warm_up * steps))
         if self.warm_up and step < warm_up:
             return (step + 1) / warm_up
@@ -36,7 +36,7 @@ class Schedule:
         return self.floor + (1 - self.floor) * fall
 
     def __str__(self) -> str:
-        """For the report."""
+        """Return the description for the report."""
         up = f"warm-up in {self.warm_up:.3g} of the steps" if self.warm_up else "no warm-up"
         if self.drop_every is not None:
             return f"{up}, lr × 0.1 after every {self.drop_every:.3g} of them"

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from sgd_sai.cli import CommandError
-from sgd_sai.lab import arguments, provenance, runner, tuned
+from sgd_sai.lab import arguments, provenance, tuned
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import Record, RunConfig
-from sgd_sai.lab.study import better, rank, study
+from sgd_sai.lab.runs import runner
+from sgd_sai.lab.runs.run_pool import PlannedRun, run_pool
 from sgd_sai.lab.tasks import ALL
 
 SEED = 100
@@ -29,7 +30,7 @@ WIDEST = 8  # points on each side, after which the search gives up
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `sgd-sai tune`."""
+    """Add the options of `sgd-sai tune`."""
     arguments.add_shared(parser)
     parser.add_argument(
         "--tuned", metavar="FILE", type=Path, default=Path("tuned.json"), help="where to enter the result"
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--missing", action="store_true", help="search only for what FILE lacks")
 
 
+@arguments.damage_told()
 def run(args: argparse.Namespace) -> int:
     """Tune and enter the results; 0."""
     arguments.check_alone("tune")
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     arguments.check_data(tasks, args.data)
     arguments.make_folder(out)
     data = None if args.data is None else str(args.data)
-    with study() as runs:
+    with run_pool() as runs:
         for task in tasks:
 
             def train(optimizer: str, lr: float, task: str = task) -> Record:
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
                         runner.check_resumable(config, folder)
                     except ValueError as error:
                         raise CommandError(str(error)) from None
-                return runs.run(config, folder)
+                return runs.run(PlannedRun(config, folder))
 
             for optimizer in optimizers:
                 if not (args.missing and optimizer in entries.get(task, {})):
@@ -89,7 +91,7 @@ def search(start: float, train: Callable[[float], Record]) -> list[Record]:
     """
     records = {k: train(rate(start, k)) for k in range(-HALF_WIDTH, HALF_WIDTH + 1)}
     while True:
-        best = min(records, key=lambda k: better(records[k]))
+        best = min(records, key=lambda k: _preference(records[k]))
         if records[best].status != "finished" or abs(best) > WIDEST:
             config = records[best].config
             raise CommandError(f"no learning rate was found for {config.optimizer} on {config.task}")
@@ -133,8 +135,8 @@ def following(best: float, grid: list[float]) -> float:
 
 
 def _entry(records: list[Record]) -> dict[str, Any]:
-    """What `tuned.json` keeps of a search."""
-    best = min(records, key=better)
+    """Return the entry of `tuned.json` about a search."""
+    best = min(records, key=_preference)
     return {
         "lr": best.config.lr,
         "grid": [record.config.lr for record in records],
@@ -152,11 +154,24 @@ def _entry(records: list[Record]) -> dict[str, Any]:
 
 
 def _with(entry: dict[str, Any], record: Record) -> dict[str, Any]:
-    """An entry after one more trial."""
+    """Return an entry after one more trial."""
     points = sorted([*entry["points"], _point(record)], key=lambda point: float(point["lr"]))
-    best = min(points, key=lambda point: rank(entry["metric"], point["status"], point))
+    best = min(points, key=lambda point: _key(entry["metric"], point["status"], point))
     return {**entry, "lr": best["lr"], "grid": [point["lr"] for point in points], "points": points}
 
 
 def _point(record: Record) -> dict[str, Any]:
     return {"lr": record.config.lr, "status": record.status, **(record.result or {})}
+
+
+def _preference(record: Record) -> tuple[float, float]:
+    """Return a key that is smaller for the better run: by its metric, then by its loss; diverged is last."""
+    return _key(ALL[record.config.task].metric, record.status, record.result)
+
+
+def _key(metric: str, status: str, result: dict[str, Any] | None) -> tuple[float, float]:
+    """Return the same of a run's status and result."""
+    if status != "finished" or result is None:
+        return (float("inf"), float("inf"))
+    loss = result["val_loss"]
+    return (loss if metric == "val_loss" else -result["val_accuracy"], loss)

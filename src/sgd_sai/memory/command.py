@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import re
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from sgd_sai.cli import CommandError
+from sgd_sai.console import print_table
 from sgd_sai.memory import paper
 from sgd_sai.memory.models import MODELS, load
 from sgd_sai.memory.optimizers import Entry, entries, names
@@ -62,9 +62,9 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError("MODEL is missing: a name, the path of a config.json, or module:factory")
     try:
         if args.paper:
-            record, table = _paper()
+            record, show = _paper()
         else:
-            record, table = _plans(args)
+            record, show = _plans(args)
     except ValueError as error:
         raise CommandError(str(error)) from None
     document = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
@@ -73,57 +73,15 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(document, end="")
     else:
-        table.show()
+        show()
     return 0
 
 
-class _Table:
-    """A titled table: `rich` draws it on a terminal where it is installed, else aligned text."""
-
-    def __init__(self, title: str, columns: Sequence[str], note: str) -> None:
-        self.title, self.columns, self.note = title, columns, note
-        self.rows: list[tuple[Sequence[str], bool]] = []
-
-    def add(self, *cells: str, highlight: bool = False) -> None:
-        self.rows.append((cells, highlight))
-
-    def show(self) -> None:
-        if sys.stdout.isatty() and importlib.util.find_spec("rich"):
-            self._rich()
-        else:
-            self._text()
-
-    def _rich(self) -> None:
-        from rich.box import SIMPLE_HEAD
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
-        for column in self.columns:
-            table.add_column(column, justify="left" if column in _LEFT else "right", no_wrap=True)
-        for cells, highlight in self.rows:
-            table.add_row(*cells, style="bold green" if highlight else None)
-        print(self.title)
-        Console().print(table)
-        print(self.note)
-
-    def _text(self) -> None:
-        lines = [self.columns, *(cells for cells, _ in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        print(self.title)
-        for cells in lines:
-            padded = [
-                cell.ljust(width) if column in _LEFT else cell.rjust(width)
-                for cell, width, column in zip(cells, widths, self.columns, strict=True)
-            ]
-            print("  ".join(padded).rstrip())
-        print(self.note)
+#: Columns that hold no numbers.
+_WORDS = ("optimizer", "model", "verdict", "fits")
 
 
-_LEFT = ("optimizer", "model", "verdict", "fits")
-
-
-def _plans(args: argparse.Namespace) -> tuple[dict[str, Any], _Table]:
+def _plans(args: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
     room = None if args.fits is None else _size(args.fits)
     asked = _entries(args)
     model = load(args.model)
@@ -145,13 +103,16 @@ def _plans(args: argparse.Namespace) -> tuple[dict[str, Any], _Table]:
         "plans": [asdict(p) | {"total": p.total} | _fits(p, room) for p in plans],
     }
     columns = ["optimizer", "parameters", "gradients", "state", "temporaries", "total"]
-    table = _Table(_title(args, record), columns if room is None else [*columns, "fits"], _NOTE)
+    rows, styles = [], []
     for p in plans:
         sizes = (p.parameters, p.gradients, p.state, p.temporaries, p.total)
         fits = room is not None and p.total <= room
         cells = [p.label, *map(_human, sizes), *([] if room is None else ["yes" if fits else "no"])]
-        table.add(*cells, highlight=fits)
-    return record, table
+        rows.append(cells)
+        styles.append("bold green" if fits else "")
+    columns = columns if room is None else [*columns, "fits"]
+    title = _title(args, record)
+    return record, partial(print_table, title, columns, rows, words=_WORDS, note=_NOTE, styles=styles)
 
 
 def _entries(args: argparse.Namespace) -> list[Entry]:
@@ -198,39 +159,42 @@ def _fits(planned: Plan, room: int | None) -> dict[str, bool]:
     return {} if room is None else {"fits": planned.total <= room}
 
 
-def _paper() -> tuple[dict[str, Any], _Table]:
-    table = _Table(
-        "Optimizer state in fp32: the paper, the planner, and the planner with the CUDA allocator's rounding",
-        [
-            "model",
-            "optimizer",
-            "paper GiB",
-            "planner GiB",
-            "deviation",
-            "allocated GiB",
-            "deviation",
-            "verdict",
-        ],
-        "agrees: to the paper's two decimals, or within 2 %. allocator: so with the allocator's rounding.",
+def _paper() -> tuple[dict[str, Any], Callable[[], None]]:
+    columns = (
+        "model",
+        "optimizer",
+        "paper GiB",
+        "planner GiB",
+        "deviation",
+        "allocated GiB",
+        "deviation",
+        "verdict",
     )
-    rows = []
+    rows, cells = [], []
     for row in paper.compare():
         deviations = {
             "deviation": round(row.deviation, 4),
             "deviation_allocated": round(row.deviation_allocated, 4),
         }
         rows.append(asdict(row) | deviations)
-        table.add(
-            row.model,
-            row.optimizer,
-            f"{row.paper:.2f}",
-            f"{row.state / paper.GIB:.3f}",
-            f"{row.deviation:+.1%}",
-            f"{row.allocated / paper.GIB:.3f}",
-            f"{row.deviation_allocated:+.1%}",
-            row.verdict,
+        cells.append(
+            [
+                row.model,
+                row.optimizer,
+                f"{row.paper:.2f}",
+                f"{row.state / paper.GIB:.3f}",
+                f"{row.deviation:+.1%}",
+                f"{row.allocated / paper.GIB:.3f}",
+                f"{row.deviation_allocated:+.1%}",
+                row.verdict,
+            ]
         )
-    return {"source": "arXiv 2412.11768, state in GiB, fp32", "rows": rows}, table
+    title = (
+        "Optimizer state in fp32: the paper, the planner, and the planner with the CUDA allocator's rounding"
+    )
+    note = "agrees: to the paper's two decimals, or within 2 %. allocator: so with the allocator's rounding."
+    record = {"source": "arXiv 2412.11768, state in GiB, fp32", "rows": rows}
+    return record, partial(print_table, title, columns, cells, words=_WORDS, note=note)
 
 
 def _human(size: int | None) -> str:

@@ -15,8 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sgd_sai.lab import pretrained
-from sgd_sai.lab.tasks import images, lora
+from sgd_sai.lab.tasks import images, lora, pretrained
 from sgd_sai.lab.tasks.images import Images
 from sgd_sai.lab.tasks.problem import (
     Batch,

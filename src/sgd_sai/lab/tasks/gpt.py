@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import sysconfig
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tokenizers
@@ -15,8 +13,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from sgd_sai.lab import samples
 from sgd_sai.lab.schedules import Schedule
-from sgd_sai.lab.tasks import parquet
+from sgd_sai.lab.tasks import text
 from sgd_sai.lab.tasks.problem import Batch, Problem, Task, batches, generator, initial_std
 
 CONTEXT, BATCH = 64, 16  # bytes, sequences, of the tiny scale
@@ -24,8 +23,6 @@ BYTES, TOKENS = 256, 50_257  # kinds of them: bytes, and GPT-2's tokens
 PAPER_CONTEXT, _BINS = 1024, ("train.bin", "val.bin")
 _LOOKED_AT = 10_000_000  # tokens, of which none may be out of range
 VALIDATION = 256  # sequences, spread evenly over the held-out text
-HELD_OUT = 10  # one file in so many
-BAR = "┃"  # between the prompt of a sample and what the model made of it
 _SAMPLED, _TEMPERATURE = 200, 0.8
 
 
@@ -70,15 +67,15 @@ class Text(Problem):
     def samples(self, model: nn.Module) -> str:
         """The prompt, a bar, and 200 symbols drawn at temperature 0.8, always by the same random numbers."""
         device, draws = next(model.parameters()).device, torch.Generator().manual_seed(0)
-        text = list(self.prompt)
+        symbols = list(self.prompt)
         model.eval()
         for _ in range(_SAMPLED):
-            window = torch.tensor([text[-2 * len(self.prompt) :]], device=device)
+            window = torch.tensor([symbols[-2 * len(self.prompt) :]], device=device)
             logits = model(window).logits[0, -1].float().cpu()
             chances = torch.softmax(logits / _TEMPERATURE, -1)
-            text.append(int(torch.multinomial(chances, 1, generator=draws)))
+            symbols.append(int(torch.multinomial(chances, 1, generator=draws)))
         model.train()
-        return f"{self.decode(list(self.prompt))}{BAR}{self.decode(text[len(self.prompt) :])}"
+        return samples.joined(self.decode(list(self.prompt)), self.decode(symbols[len(self.prompt) :]))
 
 
 def load(
@@ -87,9 +84,9 @@ def load(
     context: int = CONTEXT,
     batch_size: int = BATCH,
 ) -> Problem:
-    """The text of `path`, a file or a folder of text files, or of the running interpreter's library."""
-    root, files = standard_library() if path is None else text_files(path)
-    train, held_out = split(root, files, context)
+    """Return the problem of the text of `path`, a file or a folder, or of the interpreter's library."""
+    root, files = text.standard_library() if path is None else text.files_of(path)
+    train, held_out = text.split(root, files, context)
     source = "Python's standard library" if path is None else str(path)
     return of_bytes(train, held_out, source, made or tiny, context, batch_size)
 
@@ -97,7 +94,7 @@ def load(
 def of_bytes(
     train: bytes, held_out: bytes, source: str, made: Callable[[], nn.Module], context: int, batch_size: int
 ) -> Problem:
-    """The problem of the next byte of a text."""
+    """Return the problem of the next byte of a text."""
     digest = hashlib.sha256(train + held_out).hexdigest()[:12]
     problem = _of_symbols(
         np.frombuffer(train, np.uint8),
@@ -112,18 +109,18 @@ def of_bytes(
 
 
 def small(path: Path | None) -> Problem:
-    """GPT-2 small, 124 M parameters, on the tokens or the text of `path`, or on the library's text.
+    """Return the problem of GPT-2 small on the tokens or the text of `path`, or on the library's text.
 
     A text is cut into tokens by a vocabulary of GPT-2's kind and size that is learned from its training part.
     """
     if path is not None and all((path / part).is_file() for part in _BINS):
         return tokens(path, batch_size=32)
-    root, files = standard_library() if path is None else text_files(path)
-    train, held_out = split(root, files, PAPER_CONTEXT)
+    root, files = text.standard_library() if path is None else text.files_of(path)
+    train, held_out = text.split(root, files, PAPER_CONTEXT)
     texts = [part.decode(errors="ignore") for part in (train, held_out)]  # one may be cut in a character
     tokenizer = tokenizers.ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(texts[0].splitlines(keepends=True), vocab_size=TOKENS, show_progress=False)
-    parts = [np.array(tokenizer.encode(text).ids, np.uint16) for text in texts]
+    parts = [np.array(tokenizer.encode(each).ids, np.uint16) for each in texts]
     source = "Python's standard library" if path is None else str(path)
     if min(map(len, parts)) <= PAPER_CONTEXT:
         raise ValueError(
@@ -143,7 +140,7 @@ def gpt2_small() -> nn.Module:
 
 
 def tokens(path: Path | None, batch_size: int = 480) -> Problem:
-    """GPT-2's tokens in train.bin and val.bin, uint16, the usual form of a tokenised OpenWebText."""
+    """Return the problem of GPT-2's tokens in train.bin and val.bin, uint16, as OpenWebText is found."""
     parts = []
     for part in _BINS:
         file = Path(path or "") / part
@@ -182,93 +179,9 @@ def _of_symbols(
     )
 
 
-def standard_library() -> tuple[Path, list[Path]]:
-    """The folder of the running interpreter's library and its modules, without tests."""
-    root = Path(sysconfig.get_path("stdlib"))
-    left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3"}
-    files = (path for path in root.rglob("*.py") if not left_out & set(path.relative_to(root).parts))
-    return root, sorted(files)
-
-
-def text_files(path: Path) -> tuple[Path, list[Path]]:
-    """A folder and all files below it, or a file and its folder."""
-    if not path.exists():
-        raise ValueError(
-            f"--data: given {path}, which does not exist; allowed: a text file or a folder of them"
-        )
-    if path.is_file():
-        return path.parent, [path]
-    return path, sorted(file for file in path.rglob("*") if file.is_file())
-
-
-def split(root: Path, files: list[Path], context: int) -> tuple[bytes, bytes]:
-    """(training, held-out) text: every tenth file, in an order by hash, is held out; of one file, its end.
-
-    Of parquet, as data sets of text come from the hub, the rows of the column text, a line end after each.
-    """
-    texts = {
-        file.relative_to(root).as_posix(): content
-        for file in files
-        if (content := _content(file)) is not None
-    }
-    if len(texts) == 1:
-        (content,) = texts.values()
-        cut = len(content) - len(content) // HELD_OUT
-        train, held_out = content[:cut], content[cut:]
-    else:
-        # The names in the order of their hashes, so that the split does not depend on what else is there.
-        names = sorted(texts, key=lambda name: hashlib.sha256(name.encode()).digest())
-        held_names = set(names[::HELD_OUT])
-        train = _joined(texts[name] for name in texts if name not in held_names)
-        held_out = _joined(texts[name] for name in texts if name in held_names)
-    return _enough(train, held_out, files[0] if len(files) == 1 else root, context)
-
-
-def text_of(train: Path, held_out: Path, context: int) -> tuple[bytes, bytes]:
-    """(training, held-out) text of two files."""
-    return _enough(_content(train) or b"", _content(held_out) or b"", train.parent, context)
-
-
-def _enough(train: bytes, held_out: bytes, source: Path, context: int) -> tuple[bytes, bytes]:
-    if min(len(train), len(held_out)) <= 2 * context:
-        raise ValueError(
-            f"--data: {source} holds {len(train)} bytes of text to train on "
-            f"and {len(held_out)} to hold out; needed: more than {2 * context} of each"
-        )
-    return train, held_out
-
-
-def _content(file: Path) -> bytes | None:
-    """UTF-8; None if it is no text."""
-    try:
-        if file.suffix == ".parquet":
-            return parquet.read([file], "text", "text in parquet", _rows)
-        content = file.read_bytes()
-        content.decode()
-    except OSError as error:
-        raise ValueError(f"--data: cannot read {file}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        return None
-    return content
-
-
-def _rows(table: Any) -> bytes:
-    """The column text of a data set."""
-    import datasets
-
-    if "text" not in table.column_names:
-        raise ValueError(f"columns {', '.join(table.column_names)}; needed: text")
-    rows = table.cast_column("text", datasets.Value("string"))["text"]
-    return _joined(row.encode() for row in rows if row is not None)
-
-
-def _joined(texts: Iterable[bytes]) -> bytes:
-    return b"\n".join(texts)
-
-
-def _windows(text: np.ndarray, starts: np.ndarray, context: int) -> tuple[Tensor, Tensor]:
+def _windows(symbols: np.ndarray, starts: np.ndarray, context: int) -> tuple[Tensor, Tensor]:
     """Symbols from each start, and those that follow them: int64, shape (starts, context)."""
-    windows = torch.from_numpy(text[starts[:, None] + np.arange(context + 1)].astype(np.int64))
+    windows = torch.from_numpy(symbols[starts[:, None] + np.arange(context + 1)].astype(np.int64))
     return windows[:, :-1], windows[:, 1:]
 
 

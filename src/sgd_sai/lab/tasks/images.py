@@ -41,12 +41,12 @@ class Images:
 
     @property
     def classes(self) -> int:
-        """How many there are."""
+        """The number of classes."""
         return int(self.train_classes.max()) + 1
 
     @property
     def data(self) -> str:
-        """What the record says."""
+        """The description of the data in a run's record."""
         return f"{self.source}: {len(self.train)} images to train on, {len(self.held)} held out"
 
 

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgd_sai.lab import pretrained
 from sgd_sai.lab.schedules import Schedule
-from sgd_sai.lab.tasks import gpt
+from sgd_sai.lab.tasks import gpt, pretrained, text
 from sgd_sai.lab.tasks.problem import IGNORED, Batch, Problem, Task, batches, epoch_indices, needs
 
 RANK, ALPHA = 4, 32  # ALPHA as in the paper on LoRA
@@ -55,10 +54,10 @@ def _own(
     if path is None:
         train, held_out, source = *_prose(), "pydoc_data.topics"
     elif files := e2e(path):
-        train, held_out = gpt.text_of(*files, context)
+        train, held_out = text.of_two(*files, context)
         source = f"{path}, {files[0].name} and {files[1].name}"
     else:
-        train, held_out = gpt.split(*gpt.text_files(path), context)
+        train, held_out = text.split(*text.files_of(path), context)
         source = str(path)
     before = gpt.load(None, made, context, size)
     weights = pretrained.weights(name, before, steps, lr)
@@ -75,9 +74,9 @@ def _own(
 
 def _prose() -> tuple[bytes, bytes]:
     """The help texts on Python's topics; every tenth topic is held out."""
-    texts = [text.encode() for _, text in sorted(pydoc_data.topics.topics.items())]
-    train = b"\n".join(text for index, text in enumerate(texts) if index % gpt.HELD_OUT)
-    return train, b"\n".join(texts[:: gpt.HELD_OUT])
+    texts = [topic.encode() for _, topic in sorted(pydoc_data.topics.topics.items())]
+    train = b"\n".join(topic for index, topic in enumerate(texts) if index % text.HELD_OUT)
+    return train, b"\n".join(texts[:: text.HELD_OUT])
 
 
 def e2e(path: Path) -> tuple[Path, Path] | None:

@@ -14,7 +14,7 @@ Content = TypeVar("Content")
 
 
 def read(files: list[Path], kind: str, task: str, take: Callable[[Any], Content]) -> Content:
-    """What `take` takes of the files' rows, a datasets.Dataset.
+    """Return the part of the files' rows, a datasets.Dataset, that `take` takes.
 
     ValueError, one line that says as what `kind` they were read, if it raises one or they are not parquet.
     """

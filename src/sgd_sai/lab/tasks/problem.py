@@ -1,4 +1,4 @@
-"""What a task is: a model, batches that depend on (seed, step) alone, and a held-out measurement."""
+"""A task: a model, batches that depend on (seed, step) alone, and a held-out measurement."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Problem:
         return F.cross_entropy(logits.flatten(0, -2), flat, ignore_index=IGNORED)
 
     def judged(self, batch: Batch) -> int:
-        """How many things the loss of the batch is a mean over."""
+        """Return the number of terms of which the loss of the batch is the mean."""
         *_, classes = batch
         return len(classes) if classes.is_floating_point() else int((classes != IGNORED).sum())
 
@@ -66,7 +66,7 @@ class Problem:
         return {"val_loss": loss / count, "val_accuracy": right / count}
 
     def samples(self, model: nn.Module) -> bytes | str | None:
-        """What the model makes, if it makes something: pictures, as a PNG, or a text."""
+        """Return pictures that the model makes, as a PNG, or a text, or None."""
         return None
 
 

@@ -1,0 +1,50 @@
+"""`sgd-sai report`: a page that opens offline, and its figures, from the records of runs and nothing else."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from sgd_sai.cli import CommandError
+from sgd_sai.lab.records import read_runs, write_aside
+from sgd_sai.lab.report import figure, page
+from sgd_sai.lab.summary import by_task
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `sgd-sai report`."""
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUNS", type=Path, help="folders with runs in or below them"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        default=Path("report.html"),
+        help="the page (default: report.html); its figures go beside it, as report-steps.png",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the page and its figures; 0."""
+    if not args.out.parent.is_dir() or args.out.is_dir():
+        raise CommandError(f"--out: cannot write {args.out}; allowed: a file in a folder that exists")
+    try:
+        write(args.runs, args.out)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    except OSError as error:
+        raise CommandError(f"--out: cannot write {args.out}: {error.strerror}") from None
+    return 0
+
+
+def write(folders: Sequence[Path], path: Path) -> None:
+    """Write the page about the runs in `folders` to `path`, its figures beside it, and say so."""
+    runs = read_runs(folders)
+    write_aside(path, page.build(runs))
+    print(f"report: {path}")
+    for name, picture in figure.draw(by_task(runs)).items():
+        beside = path.with_name(f"{path.stem}-{name}.png")
+        write_aside(beside, picture)
+        print(f"figure: {beside}")

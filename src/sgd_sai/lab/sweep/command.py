@@ -1,0 +1,184 @@
+"""`sgd-sai sweep` on the command line.
+
+Weight decay λ is decoupled for all: a step at the peak learning rate η shrinks a decayed weight by η λ. In
+each machine that takes part, one process claims points and tells results, and `--jobs` others train.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import optuna
+from rich.console import Console
+
+from sgd_sai.cli import CommandError
+from sgd_sai.lab import arguments, provenance
+from sgd_sai.lab.records import Record, RunConfig, read_runs, write_aside
+from sgd_sai.lab.runs import runner
+from sgd_sai.lab.runs.run_pool import end_without, outcome
+from sgd_sai.lab.sweep import page
+from sgd_sai.lab.sweep.axes import Axes, Point
+from sgd_sai.lab.sweep.trials import Trials, alone, point_of
+from sgd_sai.lab.tasks import ALL
+
+GROWTHS = 4  # of a grid, at most
+BEAT = 20.0  # seconds between two signs of life
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `sgd-sai sweep`."""
+    arguments.add_shared(parser)
+    parser.add_argument("--lr", default="0.1,0.01,0.001,0.0001", metavar="X,X", help="the learning rates")
+    parser.add_argument(
+        "--weight-decay", default="0.5,0.05,0.005,0.0005,5e-05", metavar="X,X", help="the λ; 0 is allowed"
+    )
+    parser.add_argument("--seed", default="0", metavar="N", help="of every run (default: 0)")
+    parser.add_argument("--jobs", default="1", metavar="N", help="runs at a time (default: 1)")
+    parser.add_argument(
+        "--widen",
+        action="store_true",
+        help="while the best point is on an edge, let the grid grow there, four times at most",
+    )
+    parser.add_argument(
+        "--storage",
+        metavar="URL",
+        help="Optuna's storage, which several machines may share (default: SQLite, sweep.db in DIR)",
+    )
+
+
+@arguments.damage_told()
+def run(args: argparse.Namespace) -> int:
+    """Carry out the runs of the grids that are not finished, and draw the grids; 0."""
+    arguments.check_alone("sweep")
+    tasks = arguments.tasks(args.task, args.scale, args.data)
+    optimizers = arguments.optimizers(args.optimizer)
+    rates = [arguments.learning_rate("--lr", word.strip()) for word in args.lr.split(",")]
+    decays = [_decay(word.strip()) for word in args.weight_decay.split(",")]
+    seed, jobs = (
+        arguments.integer("--seed", args.seed, least=0),
+        arguments.integer("--jobs", args.jobs, least=1, most=arguments.MOST_AT_ONCE),
+    )
+    steps = None if args.steps is None else arguments.integer("--steps", args.steps, least=1)
+    threads = arguments.threads(args.threads, jobs)
+    default = Path("runs", "sweep-" + provenance.now()[:19].replace(":", ""))
+    out = arguments.folder(args.out, args.resume, default)
+    arguments.check_data(tasks, args.data)
+    arguments.make_folder(out)
+    url = args.storage or f"sqlite:///{out / 'sweep.db'}"
+    data = None if args.data is None else str(args.data)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with alone(url):
+            storage = optuna.storages.get_storage(url)
+    except Exception as error:  # as many kinds as there are storages
+        raise CommandError(f"--storage: cannot open {url}: {str(error).splitlines()[0]}") from None
+    axes = Axes(sorted(set(rates)), sorted(set(decays)))
+    failed = 0
+    try:
+        for task, optimizer in product(tasks, optimizers):
+            config = RunConfig(task, optimizer, seed, steps or ALL[task].steps, 0.0, data, threads, 0.0)
+            _check_resumable(config, axes, out)
+            trials = Trials(
+                f"{task}-{optimizer}-{seed}", storage, axes, _identity(config), partial(alone, url)
+            )
+            failed += _complete(trials, config, out, jobs, GROWTHS if args.widen else 0)
+    finally:
+        if any(out.glob("*/run.json")):
+            runs = read_runs([out])
+            write_aside(out / "sweep.html", page.page(runs))
+            write_aside(out / "sweep.png", page.figure(runs))
+            print(f"report: {out / 'sweep.html'}\nfigure: {out / 'sweep.png'}")
+    return 1 if failed else 0
+
+
+def _complete(trials: Trials, first: RunConfig, out: Path, jobs: int, growths: int) -> int:
+    """Train the points that are left, `jobs` at a time, on a grid that may grow; return how many failed."""
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        while True:
+            _run_all(trials, first, out, jobs, pool)
+            grown = trials.axes.grown(trials.best) if trials.best else None
+            if grown is None:
+                break
+            where = "lr {:g} · λ {:g}".format(*trials.best or ())
+            _say(first, f"{where} is best, and on an edge of the grid")
+            if not growths:
+                break
+            growths -= 1
+            trials.axes = grown
+    return len(trials.failed)
+
+
+def _run_all(trials: Trials, first: RunConfig, out: Path, jobs: int, pool: ProcessPoolExecutor) -> None:
+    running: dict[Future[Record], optuna.Trial] = {}
+    while True:
+        while len(running) < jobs and (claimed := trials.claim()):
+            trial, point = claimed
+            config = _at(first, point)
+            running[pool.submit(_train, config, _folder(config, out), os.getpid())] = trial
+        if not running:
+            return
+        ended, _ = wait(running, timeout=BEAT, return_when=FIRST_COMPLETED)
+        for future in ended:
+            trial = running.pop(future)
+            where = "lr {:g} · λ {:g}".format(*point_of(trial))
+            try:
+                record = future.result()
+            except Exception as error:
+                trials.tell(trial, None)
+                _say(
+                    first, f"{where}: failed, {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                )
+                if isinstance(error, BrokenProcessPool):
+                    raise CommandError("a process of the sweep was killed; --resume goes on") from None
+                continue
+            trials.tell(trial, record)
+            _say(first, f"{where}: {outcome(record)}")
+        for trial in running.values():
+            trials.beat(trial)
+
+
+def _say(config: RunConfig, text: str) -> None:
+    Console().print(
+        f"{config.task} · {config.optimizer} · {text}", highlight=False, markup=False, soft_wrap=True
+    )
+
+
+def _at(config: RunConfig, point: Point) -> RunConfig:
+    return replace(config, lr=point[0], weight_decay=point[1])
+
+
+def _folder(config: RunConfig, out: Path) -> Path:
+    of_point = f"lr{config.lr:g}-wd{config.weight_decay:g}"
+    return out / f"{config.task}-{config.optimizer}-{config.seed}-{of_point}"
+
+
+def _identity(config: RunConfig) -> dict[str, Any]:
+    """Return the conditions that all runs of a sweep share, on whatever machine."""
+    return {"steps": config.steps, "data": runner.load(config.task, config.data).data}
+
+
+def _check_resumable(config: RunConfig, axes: Axes, out: Path) -> None:
+    for point in axes.points:
+        at = _at(config, point)
+        try:
+            runner.check_resumable(at, _folder(at, out))
+        except ValueError as error:
+            raise CommandError(str(error)) from None
+
+
+def _train(config: RunConfig, folder: Path, parent: int) -> Record:
+    """One run, in a process of its own, which ends with its parent."""
+    return runner.train(config, folder, None, lambda *_: end_without(parent))
+
+
+def _decay(given: str) -> float:
+    return 0.0 if given in ("0", "0.0") else arguments.learning_rate("--weight-decay", given)

@@ -1,0 +1,74 @@
+"""The output of `sgd-sai gsnr` and `sgd-sai lr-find`: JSON, pages, provenance, progress."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, TextColumn
+
+from sgd_sai.cli import CommandError
+from sgd_sai.lab import provenance as lab_provenance
+from sgd_sai.lab.records import write_aside
+
+
+def number(value: float) -> float | None:
+    """Return a number as JSON has it: None for a NaN or an infinity."""
+    return value if math.isfinite(value) else None
+
+
+def provenance() -> dict[str, Any]:
+    """Return command, date, machine and versions."""
+    return {
+        "command": lab_provenance.command(),
+        "date": lab_provenance.now(),
+        "machine": lab_provenance.machine(),
+        "versions": lab_provenance.versions(),
+    }
+
+
+def provenance_lines(record: dict[str, Any]) -> dict[str, list[str]]:
+    """Return `provenance` as a page shows it."""
+    machine = record["machine"]
+    lines = {
+        "Command": record["command"],
+        "When": record["date"][:16].replace("T", " ") + " UTC",
+        "Machine": f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB",
+        "Versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+    }
+    return {name: [escape(line)] for name, line in lines.items()}
+
+
+def print_json(record: dict[str, Any]) -> None:
+    """Print a record as JSON, which has no NaN or Infinity."""
+    print(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def write(path: Path, page: str) -> None:
+    """Write a page aside and rename it."""
+    try:
+        write_aside(path, page)
+    except OSError as error:
+        raise CommandError(f"--html: cannot write to {path}: {error.strerror}") from None
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, float], None]]:
+    """Show on the terminal where a training is; the function is called with (name, step, loss)."""
+    columns = (TextColumn("{task.description}"), TextColumn("step {task.completed}"))
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+        lines: dict[str, Any] = {}
+
+        def watch(name: str, step: int, loss: float) -> None:
+            if name not in lines:
+                lines[name] = shown.add_task(name, total=None)
+            shown.update(lines[name], completed=step, description=f"{name}, loss {loss:.4g},")
+
+        yield watch
