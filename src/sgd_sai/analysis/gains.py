@@ -9,10 +9,6 @@ step, and down to √((1−μ)/(1+μ)), 0.23 for μ = 0.9, where they are indepe
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.util
-import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +22,7 @@ from sgd_sai.analysis.blocks import Measurement
 from sgd_sai.analysis.recorder import GSNRRecorder
 from sgd_sai.analysis.workload import Workload
 from sgd_sai.optimizer import SGDSaI
+from sgd_sai.peers import PEERS, builders
 
 POINTS = 200  # of a trace, at most
 _MOMENTUM, _BETAS = 0.9, (0.9, 0.95)
@@ -82,8 +79,11 @@ def trace_all(
         "SGD-SaI": (lr, lambda: SGDSaI(named, lr, _MOMENTUM, normalize="rms")),
         "Adam": (lr, lambda: torch.optim.Adam(params, lr, betas=_BETAS)),
     }
-    if importlib.util.find_spec("adam_mini"):
-        makers["Adam-mini"] = (lr, lambda: _adam_mini(workload, lr))
+    if PEERS["adam-mini"].missing() is None:
+        makers["Adam-mini"] = (
+            lr,
+            lambda: builders.adam_mini(named, workload.model, lr=lr, betas=_BETAS),
+        )
     traces = {}
     for name, (rate, make) in makers.items():
         workload.restart()
@@ -134,22 +134,3 @@ def step_quietly(optimizer: Optimizer) -> None:
 
 def _norm(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(gsnr.as_real(tensor).double()))
-
-
-def _adam_mini(workload: Workload, lr: float) -> Optimizer:
-    """Adam-mini, which finds heads and rows by name in matrices; any other tensor is one block of it."""
-    config = getattr(workload.model, "config", None)
-    named = [
-        (name if param.dim() == 2 or "bias" in name.lower() else f"tensor_{index}", param)
-        for index, (name, param) in enumerate(workload.named)
-    ]
-    with contextlib.redirect_stdout(io.StringIO()):
-        optimizer: Optimizer = importlib.import_module("adam_mini").Adam_mini(
-            named,
-            lr=lr,
-            betas=_BETAS,
-            dim=getattr(config, "hidden_size", 2048),
-            n_heads=getattr(config, "num_attention_heads", 32),
-            verbose=False,
-        )
-    return optimizer
