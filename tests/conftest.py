@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-torch.set_num_threads(1)  # pytest-xdist runs one worker per core
+from sgd_sai.peers import release as peer
 
-PEERS = Path(__file__).parent.parent / ".peers"
+torch.set_num_threads(1)  # pytest-xdist runs one worker per core
 
 
 @pytest.fixture(scope="session")
 def release():
     """The authors' release 1.0.3, under another name: its import package is called like ours."""
-    source = PEERS / "sgd_sai" / "__init__.py"
-    if not source.is_file():
-        pytest.skip("release 1.0.3 is not in .peers/: `make test` installs it there")
-    spec = importlib.util.spec_from_file_location(
-        "sgd_sai_release", source, submodule_search_locations=[str(source.parent)]
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    if peer.missing():
+        pytest.skip(f"this test needs {peer.missing()}")
+    return peer.module()
 
 
 @pytest.fixture(scope="session")

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sgd_sai.gsnr import Moments, g_snr, measure, rms_normalizer
-from sgd_sai.lab.optimizers import groups
 from sgd_sai.lab.runs import runner
 from sgd_sai.lab.tasks import Problem, Task
+from sgd_sai.peers.builders import groups
 
 RESULTS = Path(__file__).parents[1] / "results" / "beyond"
 #: Kinds of tensors of two or more dimensions, in the order in which their patterns are tried.

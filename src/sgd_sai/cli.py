@@ -17,8 +17,11 @@ COMMANDS = {
     "report": ("sgd_sai.lab.report.command", "rebuild a report from the records of runs"),
     "gsnr": ("sgd_sai.tools.gsnr.command", "g-SNR and updates of your own model, block by block"),
     "lr-find": ("sgd_sai.tools.lr_find.command", "find a learning rate: a range test, or from AdamW's"),
-    "bench": ("sgd_sai.bench", "time one step of several optimizers next to the memory-bandwidth floor"),
-    "memory": ("sgd_sai.memory", "exact bytes of a model's training, before anything is allocated"),
+    "bench": (
+        "sgd_sai.bench.command",
+        "time one step of several optimizers next to the memory-bandwidth floor",
+    ),
+    "memory": ("sgd_sai.memory.command", "exact bytes of a model's training, before anything is allocated"),
 }
 
 

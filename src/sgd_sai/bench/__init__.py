@@ -1,10 +1,7 @@
 """`sgd-sai bench`: one step of several optimizers, side by side, next to the memory-bandwidth floor.
 
-contenders   who is timed: one entry of a registry each
-timing       interleaved rounds in one process; the floor, measured in the same rounds
-command      the command line, the table, the record
+timing    interleaved rounds in one process; the floor, measured in the same rounds
+command   the command line, the table, the record
+
+The optimizers are those of `sgd_sai.peers` that have a `plain` builder.
 """
-
-from sgd_sai.bench.command import add_arguments, run
-
-__all__ = ["add_arguments", "run"]

@@ -11,14 +11,17 @@ from typing import Any
 import torch
 
 from sgd_sai.bench import timing
-from sgd_sai.bench.contenders import CONTENDERS, NotHere
 from sgd_sai.bench.timing import Series
 from sgd_sai.cli import CommandError
 from sgd_sai.console import print_table
 from sgd_sai.lab.provenance import command, machine, now
 from sgd_sai.lab.records import write_json
 from sgd_sai.memory.models import MODELS, load
+from sgd_sai.peers import PEERS, check_installed
 
+#: Those that can be timed: name → builder.
+TIMED = {name: peer.plain for name, peer in PEERS.items() if peer.plain is not None}
+LR = 1e-8  # a step costs the same whatever lr is; parameters shall stay what they are over many steps
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WARM_UP = 3  # rounds: state, scales, compiling
 _PACKAGES = (
@@ -34,14 +37,14 @@ _PACKAGES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    default = [name for name, contender in CONTENDERS.items() if contender.by_default]
+    default = [name for name in TIMED if PEERS[name].by_default]
     parser.add_argument(
         "--model",
         default="gpt2",
         help=f"tiny (1000 small tensors), {', '.join(MODELS)}, a config.json, module:factory",
     )
     parser.add_argument(
-        "--optimizer", default=",".join(default), help=f"of {', '.join(CONTENDERS)}; default: %(default)s"
+        "--optimizer", default=",".join(default), help=f"of {', '.join(TIMED)}; default: %(default)s"
     )
     parser.add_argument("--dtype", default="fp32", help=f"of parameters and gradients: {', '.join(DTYPES)}")
     parser.add_argument(
@@ -56,9 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Time, print, write."""
     names = args.optimizer.split(",")
-    unknown = [name for name in names if name not in CONTENDERS]
+    unknown = [name for name in names if name not in TIMED]
     if unknown:
-        raise CommandError(f"--optimizer: unknown {unknown[0]!r}; there are {', '.join(CONTENDERS)}")
+        raise CommandError(f"--optimizer: unknown {unknown[0]!r}; there are {', '.join(TIMED)}")
     if args.dtype not in DTYPES:
         raise CommandError(f"--dtype: given {args.dtype!r}; allowed: {', '.join(DTYPES)}")
     for name in ("rounds", "threads"):
@@ -104,11 +107,14 @@ def bench(
     series, absent = [floor], {}
     for name in names:
         try:
-            one = Series(name, CONTENDERS[name].make(params))
+            check_installed([name])
+        except ValueError as error:
+            absent[name] = str(error)
+            continue
+        try:
+            one = Series(name, TIMED[name](params, lr=LR).step)
             one.step()
             series.append(one)
-        except NotHere as error:
-            absent[name] = str(error)
         except Exception as error:  # a peer that breaks here is a row that says so
             if name.startswith("sgd-sai"):
                 raise
@@ -122,7 +128,7 @@ def bench(
     for one in series[1:]:
         low, median, high = timing.quartiles(one.ms)
         rows[one.name] = {
-            "label": CONTENDERS[one.name].label,
+            "label": PEERS[one.name].label,
             "ms": round(median, 3),
             "ms_quartiles": [round(low, 3), round(high, 3)],
             "times_floor": round(timing.ratio(one, floor), 3),
@@ -139,7 +145,7 @@ def bench(
         "floor_ms": round(timing.quartiles(floor.ms)[1], 3),
         "floor": "in-place additions that move as many bytes as read θ, g, m and write θ, m",
         "rows": rows,
-        "absent": {name: {"label": CONTENDERS[name].label, "why": why} for name, why in absent.items()},
+        "absent": {name: {"label": PEERS[name].label, "why": why} for name, why in absent.items()},
         "machine": machine(),
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},
         "date": now(),
@@ -151,7 +157,8 @@ def _rounds(series: list[Series], rounds: int, device: torch.device, what: str) 
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=rounds)
         timing.interleave(series, rounds, device, lambda: progress.advance(task))
 

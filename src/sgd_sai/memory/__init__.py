@@ -2,17 +2,15 @@
 
 Arithmetic on shapes and dtypes alone, checked against what the optimizers really allocate.
 
-    parameters   what a plan knows of a model
-    optimizers   the registry: what each optimizer allocates, as a formula
+    optimizers   those of `sgd_sai.peers` whose bytes are known, as formulas
+    parameters   a model → what the formulas need to know of its parameters
     planner      plan: parameters, gradients, state, temporaries; sharding
     models       a name, a config.json or a factory → a model on the meta device
     paper        the paper's table of state, side by side
     command      `sgd-sai memory`
 """
 
-from sgd_sai.memory.command import add_arguments, run
 from sgd_sai.memory.models import MODELS, load
-from sgd_sai.memory.optimizers import OPTIMIZERS, Entry
 from sgd_sai.memory.planner import Plan, plan
 
-__all__ = ["MODELS", "OPTIMIZERS", "Entry", "Plan", "add_arguments", "load", "plan", "run"]
+__all__ = ["MODELS", "Plan", "load", "plan"]

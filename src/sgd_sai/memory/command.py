@@ -18,7 +18,7 @@ from sgd_sai.cli import CommandError
 from sgd_sai.console import print_table
 from sgd_sai.memory import paper
 from sgd_sai.memory.models import MODELS, load
-from sgd_sai.memory.optimizers import Entry, entries, names
+from sgd_sai.memory.optimizers import PLANNED, select
 from sgd_sai.memory.parameters import parameters
 from sgd_sai.memory.planner import DTYPES, SHARDS, Plan, plan
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(MODELS)}; the path of a transformers config.json; or module:factory of your own",
     )
     parser.add_argument(
-        "--optimizer", default="all", metavar="NAMES", help=f"{', '.join(names())}, with commas"
+        "--optimizer", default="all", metavar="NAMES", help=f"{', '.join(PLANNED)}, with commas"
     )
     parser.add_argument(
         "--dtype", choices=DTYPES, help="of parameters and gradients (default: as built, fp32)"
@@ -83,19 +83,19 @@ _WORDS = ("optimizer", "model", "verdict", "fits")
 
 def _plans(args: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
     room = None if args.fits is None else _size(args.fits)
-    asked = _entries(args)
+    asked = _asked(args)
     model = load(args.model)
     plans = [
         plan(
             model,
-            entry.name,
+            name,
             dtype=args.dtype,
-            state_dtype=entry.state_dtype,
+            state_dtype=state_dtype,
             gradient_release=args.gradient_release,
             world_size=args.world_size,
             shard=args.shard,
         )
-        for entry in asked
+        for name, state_dtype in asked
     ]
     plans.sort(key=lambda planned: planned.total)
     record = {
@@ -115,18 +115,21 @@ def _plans(args: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]
     return record, partial(print_table, title, columns, rows, words=_WORDS, note=_NOTE, styles=styles)
 
 
-def _entries(args: argparse.Namespace) -> list[Entry]:
-    """The entries that were asked for. With `all`, those that cannot release gradients are left out."""
+def _asked(args: argparse.Namespace) -> list[tuple[str, str | None]]:
+    """(name, state dtype) of what was asked for. `all` leaves out those that cannot release gradients."""
     everything = args.optimizer == "all"
-    asked = names() if everything else [name.strip() for name in args.optimizer.split(",")]
-    found = [entry for name in dict.fromkeys(asked) for entry in entries(name)]
+    asked = list(PLANNED) if everything else [name.strip() for name in args.optimizer.split(",")]
+    found = {peer.name: memory for name in asked for peer, memory in select(name)}
     if args.state_dtype is not None:
-        if not any(entry.state_dtype for entry in found):
-            entries(found[0].name, args.state_dtype)  # says what is allowed
-        found = [entry for entry in found if entry.state_dtype in (None, args.state_dtype)]
+        choices = {name: memory.state_dtype for name, memory in found.items() if memory.state_dtype}
+        if args.state_dtype not in choices.values():
+            select(next(iter(choices or found)), args.state_dtype)  # says what is allowed
+        found = {
+            name: memory for name, memory in found.items() if memory.state_dtype in (None, args.state_dtype)
+        }
     if everything and args.gradient_release:
-        found = [entry for entry in found if entry.releases]
-    return found
+        found = {name: memory for name, memory in found.items() if memory.releases}
+    return [(name, memory.state_dtype) for name, memory in found.items()]
 
 
 def _facts(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:

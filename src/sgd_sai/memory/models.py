@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from sgd_sai.factory import import_factory, one_line
+from sgd_sai.peers.imports import muted
 
 
 def _gpt2(width: int, layers: int, heads: int) -> tuple[str, dict[str, int]]:
@@ -71,12 +73,13 @@ def load(model: str) -> nn.Module:
         ValueError: one line that says what is wrong with it.
     """
     path = Path(model)
-    if model in MODELS:
-        return _built_in(*MODELS[model])
-    if path.suffix == ".json" or path.exists():
-        return _from_config(path / "config.json" if path.is_dir() else path)
-    if ":" in model:
-        return _from_factory(model)
+    with muted():
+        if model in MODELS:
+            return _built_in(*MODELS[model])
+        if path.suffix == ".json" or path.exists():
+            return _from_config(path / "config.json" if path.is_dir() else path)
+        if ":" in model:
+            return _on_meta(import_factory(model), model)
     raise ValueError(
         f"model: given {model!r}; allowed: {', '.join(MODELS)}, the path of a config.json, or module:factory"
     )
@@ -115,34 +118,17 @@ def _from_config(path: Path) -> nn.Module:
     return _on_meta(build, str(path))
 
 
-def _from_factory(model: str) -> nn.Module:
-    module_name, _, name = model.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        factory = getattr(importlib.import_module(module_name), name)
-    except Exception as error:
-        raise ValueError(f"model: cannot import {model!r}: {_one_line(error)}") from None
-    if not callable(factory):
-        raise ValueError(f"model: {model!r} is a {type(factory).__name__}; allowed: a callable")
-    return _on_meta(factory, model)
-
-
 def _on_meta(build: Callable[[], Any], name: str) -> nn.Module:
     try:
         with torch.device("meta"):
             built = build()
     except Exception as error:
-        raise ValueError(f"model: {name} cannot be built on the meta device: {_one_line(error)}") from None
+        raise ValueError(f"model: {name} cannot be built on the meta device: {one_line(error)}") from None
     if isinstance(built, tuple) and built:
         built = built[0]  # a factory for `sgd-sai gsnr`, which gives batches too
     if not isinstance(built, nn.Module):
         raise ValueError(f"model: {name} gives a {type(built).__name__}; allowed: an nn.Module")
     return built
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _transformers() -> Any:

@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sgd_sai.memory.models import load
-from sgd_sai.memory.optimizers import Entry, entries
-from sgd_sai.memory.parameters import Parameter, parameters
+from sgd_sai.memory.optimizers import select
+from sgd_sai.memory.parameters import parameters
+from sgd_sai.peers.parameter import Parameter
+from sgd_sai.peers.state_bytes import Formula
 
 MIB, GIB = 2**20, 2**30
 
 #: fp32 on one A100-80GB, GiB with the paper's two decimals.
 STATE_GIB = {
-    "vit-s16": {"sgd-momentum": 0.08, "adamw": 0.17, "prodigy": 0.33, "adam-mini": 0.08, "sgd-sai": 0.08},
-    "vit-h14": {"sgd-momentum": 2.42, "adamw": 4.86, "prodigy": 9.70, "adam-mini": 2.54, "sgd-sai": 2.42},
-    "gpt2-xl": {"sgd-momentum": 5.93, "adamw": 11.86, "prodigy": 23.72, "adam-mini": 6.52, "sgd-sai": 5.93},
+    "vit-s16": {"sgd": 0.08, "adamw": 0.17, "prodigy": 0.33, "adam-mini": 0.08, "sgd-sai": 0.08},
+    "vit-h14": {"sgd": 2.42, "adamw": 4.86, "prodigy": 9.70, "adam-mini": 2.54, "sgd-sai": 2.42},
+    "gpt2-xl": {"sgd": 5.93, "adamw": 11.86, "prodigy": 23.72, "adam-mini": 6.52, "sgd-sai": 5.93},
     "llama2-7b": {
-        "sgd-momentum": 25.15,
+        "sgd": 25.15,
         "adamw": 49.48,
         "prodigy": 98.96,
         "adam-mini": 27.21,
@@ -35,7 +37,7 @@ class Row:
     """One figure of the paper and ours.
 
     Attributes:
-        model, optimizer: names in the registries.
+        model, optimizer: names in `MODELS` and in `sgd_sai.peers.PEERS`.
         paper: GiB of state as printed.
         state: bytes by `plan`.
         allocated: bytes that CUDA's caching allocator counts for those tensors, by `allocated`.
@@ -66,8 +68,8 @@ def compare() -> Iterator[Row]:
     for model, figures in STATE_GIB.items():
         params = parameters(load(model))
         for optimizer, paper in figures.items():
-            entry = entries(optimizer)[0]
-            state, counted = entry.state(params), allocated(_tensors(entry, params))
+            formula = select(optimizer)[0][1].state
+            state, counted = formula(params), allocated(_tensors(formula, params))
             verdict: Literal["agrees", "allocator", "differs"] = "differs"
             if _agree(state, paper):
                 verdict = "agrees"
@@ -80,10 +82,10 @@ def _agree(size: int, paper: float) -> bool:
     return round(size / GIB, 2) == paper or abs(size / GIB / paper - 1) <= _TOLERANCE
 
 
-def _tensors(entry: Entry, params: Iterable[Parameter]) -> Iterator[int]:
+def _tensors(formula: Formula, params: Iterable[Parameter]) -> Iterator[int]:
     """Bytes of the state tensors in the order of their creation: copies of the parameter, and the rest."""
     for param in params:
-        copies, rest = divmod(entry.state([param]), param.bytes)
+        copies, rest = divmod(formula([param]), param.bytes)
         yield from [param.bytes] * copies
         if rest:
             yield rest

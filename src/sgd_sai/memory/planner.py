@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from sgd_sai.memory.optimizers import Entry, Formula, entries
-from sgd_sai.memory.parameters import Parameter, buffer_bytes, parameters
+from sgd_sai.memory.optimizers import select
+from sgd_sai.memory.parameters import buffer_bytes, parameters
+from sgd_sai.peers.parameter import Parameter
+from sgd_sai.peers.state_bytes import Formula
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -28,7 +30,8 @@ class Plan:
     """Bytes of training a model, on the rank that holds most; activations are not among them.
 
     Attributes:
-        optimizer, label, state_dtype: of the optimizer's entry.
+        optimizer, state_dtype: as `plan` takes them.
+        label: of the optimizer's entry.
         parameters: of the model, a tied one once, frozen ones too.
         buffers: of the model, on every rank.
         gradients: of the parameters that train; with gradient release, of those alive at once.
@@ -65,7 +68,7 @@ def plan(
 
     Args:
         model: its parameters with `requires_grad=False` cost their own bytes only.
-        optimizer: a name of `OPTIMIZERS`.
+        optimizer: a name of `PLANNED`.
         dtype: "fp32", "bf16" or "fp16", as if floating parameters and buffers were cast; None: as they are.
         state_dtype: of SGD-SaI's momentum: "fp32" (None), "bf16", "8bit", or "none" with momentum = 0.
             The state of the others has the parameters' dtype, or one of their own.
@@ -87,8 +90,8 @@ def plan(
         raise ValueError(f"world_size: given {world_size!r}; allowed: an integer ≥ 1")
     if shard not in SHARDS:
         raise ValueError(f"shard: given {shard!r}; allowed: {', '.join(SHARDS)}")
-    entry = entries(optimizer, state_dtype)[0]
-    if gradient_release and not entry.releases:
+    peer, memory = select(optimizer, state_dtype)[0]
+    if gradient_release and not memory.releases:
         raise ValueError(f"gradient_release: given with {optimizer}, whose step needs every gradient at once")
     if gradient_release and shard.startswith("zero"):
         raise ValueError(f"gradient_release: given with shard={shard!r}; allowed: with none or fsdp")
@@ -102,15 +105,15 @@ def plan(
         return -(-whole // world_size) if kind in divides else whole
 
     trained = [param for param in params if param.trains]
-    temporaries = _temporaries(entry, trained, gradient_release)
+    temporaries = _temporaries(memory.temporaries, trained, gradient_release)
     return Plan(
-        optimizer=entry.name,
-        label=entry.label,
-        state_dtype=entry.state_dtype,
+        optimizer=memory.choice_of or peer.name,
+        label=peer.label,
+        state_dtype=memory.state_dtype,
         parameters=on_a_rank("parameters", sum(param.bytes for param in params)),
         buffers=buffer_bytes(model, cast),
         gradients=on_a_rank("gradients", _gradients(trained, gradient_release)),
-        state=on_a_rank("state", entry.state(trained)),
+        state=on_a_rank("state", memory.state(trained)),
         temporaries=None if temporaries is None else on_a_rank("temporaries", temporaries),
     )
 
@@ -123,8 +126,7 @@ def _gradients(trained: Sequence[Parameter], release: bool) -> int:
     return waiting + max((param.bytes * (2 if param.tied else 1) for param in trained), default=0)
 
 
-def _temporaries(entry: Entry, trained: Sequence[Parameter], release: bool) -> int | None:
-    formula: Formula | None = entry.temporaries
+def _temporaries(formula: Formula | None, trained: Sequence[Parameter], release: bool) -> int | None:
     if formula is None:
         return None
     return max((formula([param]) for param in trained), default=0) if release else formula(trained)

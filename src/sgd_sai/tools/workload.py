@@ -12,17 +12,15 @@ where `batches` can be iterated: a list, a DataLoader, a generator. One that end
 from __future__ import annotations
 
 import copy
-import importlib
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sgd_sai.factory import import_factory
 from sgd_sai.lab.tasks import TASKS
 
 #: (model, batch) → loss, a tensor of one element.
@@ -111,7 +109,7 @@ def load_workload(given: str, *, seed: int, clip: float | None = None) -> Worklo
         )
     if ":" not in given:
         raise ValueError(f"workload: given {given!r}; allowed: {', '.join(TASKS)}, or module:factory")
-    factory = _import(given)
+    factory = import_factory(given)
     with _one_line(given):
         made = factory()
     if not isinstance(made, tuple) or len(made) not in (2, 3) or not isinstance(made[0], nn.Module):
@@ -188,17 +186,6 @@ class _one_line:
         if isinstance(error, Exception):
             message = " ".join(str(error).split())
             raise ValueError(f"{self.where} failed: {type(error).__name__}: {message}") from error
-
-
-def _import(given: str) -> Callable[[], Any]:
-    module_name, _, name = given.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    with _one_line(f"importing {given}"):
-        factory = getattr(importlib.import_module(module_name), name)
-    if not callable(factory):
-        raise ValueError(f"{given}: is {_described(factory)}; allowed: a callable without arguments")
-    return factory  # type: ignore[no-any-return]
 
 
 def _check_loss(loss: Any) -> None:

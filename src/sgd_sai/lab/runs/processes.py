@@ -1,8 +1,8 @@
 """One run in several processes, as torchrun starts them: each, a rank, computes its share of every batch.
 
-All ranks do the same things in the same order, on the same random numbers. Rank 0 alone writes the files that are
-kept, and tells the others its values; they write into a folder that is thrown away. Outside of torchrun there
-is one rank, and nothing here does anything.
+All ranks do the same things in the same order, on the same random numbers. Rank 0 alone writes the files that
+are kept, and tells the others its values; they write into a folder that is thrown away. Outside of torchrun
+there is one rank, and nothing here does anything.
 """
 
 from __future__ import annotations

@@ -9,10 +9,6 @@ step, and down to √((1−μ)/(1+μ)), 0.23 for μ = 0.9, where they are indepe
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.util
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -23,6 +19,7 @@ from torch.optim import Optimizer
 from sgd_sai import gsnr
 from sgd_sai.diagnostics import GSNRRecorder, Measurement
 from sgd_sai.optimizer import SGDSaI
+from sgd_sai.peers import PEERS, builders
 from sgd_sai.tools.workload import Workload, step_quietly
 
 POINTS = 200  # of a trace, at most
@@ -80,8 +77,11 @@ def trace_all(
         "SGD-SaI": (lr, lambda: SGDSaI(named, lr, _MOMENTUM, normalize="rms")),
         "Adam": (lr, lambda: torch.optim.Adam(params, lr, betas=_BETAS)),
     }
-    if importlib.util.find_spec("adam_mini"):
-        makers["Adam-mini"] = (lr, lambda: _adam_mini(workload, lr))
+    if PEERS["adam-mini"].missing() is None:
+        makers["Adam-mini"] = (
+            lr,
+            lambda: builders.adam_mini(named, workload.model, lr=lr, betas=_BETAS),
+        )
     traces = {}
     for name, (rate, make) in makers.items():
         workload.restart()
@@ -125,22 +125,3 @@ def _follow(
 
 def _norm(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(gsnr.as_real(tensor).double()))
-
-
-def _adam_mini(workload: Workload, lr: float) -> Optimizer:
-    """Adam-mini, which finds heads and rows by name in matrices; any other tensor is one block of it."""
-    config = getattr(workload.model, "config", None)
-    named = [
-        (name if param.dim() == 2 or "bias" in name.lower() else f"tensor_{index}", param)
-        for index, (name, param) in enumerate(workload.named)
-    ]
-    with contextlib.redirect_stdout(io.StringIO()):
-        optimizer: Optimizer = importlib.import_module("adam_mini").Adam_mini(
-            named,
-            lr=lr,
-            betas=_BETAS,
-            dim=getattr(config, "hidden_size", 2048),
-            n_heads=getattr(config, "num_attention_heads", 32),
-            verbose=False,
-        )
-    return optimizer

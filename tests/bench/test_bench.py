@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from sgd_sai.bench import contenders, timing
-from sgd_sai.bench.command import bench, shapes_of
+from sgd_sai.bench import timing
+from sgd_sai.bench.command import TIMED, bench, shapes_of
 from sgd_sai.cli import main
+from sgd_sai.peers import PEERS, release
 
 
 def test_the_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,19 +31,30 @@ def test_the_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_table_names_what_is_not_installed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contenders, "PEERS", tmp_path)
+    monkeypatch.setattr(release, "_FOLDER", "nowhere")
+    monkeypatch.setenv("COLUMNS", "200")
     assert main(["bench", "--model", "tiny", "--optimizer", "sgd-sai,release", "--rounds", "2"]) == 0
     shown = capsys.readouterr().out
-    assert "sgd-sai 1.0.3" in shown
-    assert "not installed" in shown
+    assert "Release 1.0.3" in shown
+    assert "release needs the authors' release" in shown
 
 
-def test_every_contender_of_ours_and_of_torch_takes_a_step() -> None:
-    ours = [n for n in contenders.CONTENDERS if n.startswith(("sgd", "adamw-f", "muon"))]
+def test_every_optimizer_of_ours_and_of_torch_takes_a_step() -> None:
+    ours = [name for name in TIMED if name.startswith(("sgd", "adamw-f", "muon"))]
     record = bench("tiny", ours, torch.float32, 1, torch.device("cpu"))
     assert list(record["rows"]) == ours
+
+
+def test_a_peer_prints_nothing_of_its_own() -> None:
+    """The release prints a banner at its first step, torchao logs warnings when it is imported."""
+    names = [name for name in TIMED if PEERS[name].missing() is None and PEERS[name].by_default]
+    words = ["--model", "tiny", "--optimizer", ",".join(names), "--rounds", "1", "--json"]
+    command = [sys.executable, "-m", "sgd_sai.cli", "bench", *words]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert ran.stderr == ""
+    assert list(json.loads(ran.stdout)["rows"]) == names
 
 
 def test_shapes_are_those_of_the_model() -> None:
