@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import subprocess
@@ -34,6 +35,19 @@ def test_every_folder_and_file_at_the_top_is_in_the_picture(graphs: ModuleType) 
     (_, *labels) = (text.strip() for text in ElementTree.parse(PICTURE).getroot().itertext() if text.strip())
     words = {word for label in labels for word in re.split(r"[ +]+", label)}
     assert {name for name in graphs.imports(ROOT / "src" / "sgd_sai") if name != "__init__"} <= words
+
+
+def test_the_path_of_a_gradient_names_functions_that_exist() -> None:
+    """The last two columns of the table in docs/architecture.md."""
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    steps = re.findall(r"^\| \d+ \|.*\| `([\w.]+)` \| `([\w/]+\.py)` \|$", page, re.MULTILINE)
+    assert len(steps) == 10
+    for function, file in steps:
+        inside = ast.parse((ROOT / "src" / "sgd_sai" / file).read_text("utf-8")).body
+        for name in function.split("."):
+            found = [node for node in inside if getattr(node, "name", None) == name]
+            assert found, f"{function} is not in {file}"
+            inside = getattr(found[-1], "body", [])
 
 
 def package(folder: Path, **files: str) -> Path:

@@ -181,6 +181,9 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         for page in (tmp_path / "site").glob("*.html")
         if re.search(r'(?:src|href)="https?://[^"]+\.(?:js|css|woff2?)"', page.read_text("utf-8"))
     ], "a page that needs the network"
+    texts = {page.stem: page.read_text("utf-8") for page in (tmp_path / "site").glob("*.html")}
+    assert not [name for name, text in texts.items() if "arithmatex" in text], "a formula is not MathML"
+    assert texts["algorithm"].count('<math display="block">') == 3
 
 
 def test_every_figure_is_drawn_by_the_command(tmp_path: Path) -> None:
