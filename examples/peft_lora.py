@@ -1,7 +1,7 @@
 """LoRA with peft: a GPT-2 trained on English is frozen, and its adapters learn to write in capitals.
 
-LoRA starts with B = 0, so the first gradient of every A is exactly zero. SGDSaI warns about these blocks, gives
-each its scale at its first non-zero gradient, and then trains it.
+LoRA starts with B = 0, so the first gradient of every A is exactly zero. SGDSaI warns about these blocks,
+gives each its scale at its first non-zero gradient, and then trains it.
 
     python examples/peft_lora.py
 """
