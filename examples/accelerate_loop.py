@@ -1,4 +1,4 @@
-"""Accelerate: gradient accumulation, clipping, and a saved state that continues.
+"""Accelerate: accumulate and clip gradients, save the state, load it and continue.
 
 accelerate launch examples/accelerate_loop.py     (or python …)
 """
@@ -26,7 +26,7 @@ model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 
 
 def epoch() -> list[float]:
-    """Train on all data once; the losses."""
+    """Train on all data once and return the losses."""
     losses = []
     for x, y in loader:
         with accelerator.accumulate(model):

@@ -1,4 +1,4 @@
-"""Weights in bfloat16 without a float32 copy: stochastic rounding keeps the updates that rounding would lose.
+"""Weights in bfloat16 without a float32 copy: stochastic rounding keeps updates that nearest rounding loses.
 
 python examples/bf16_rounding.py
 """
@@ -14,7 +14,7 @@ x, y = torch.tensor(images).bfloat16() / 16, torch.tensor(digits)
 
 
 def train(rounding: str) -> list[float]:
-    """Train from the same weights on the same batches; the losses."""
+    """Train from the same weights on the same batches and return the losses."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10)).bfloat16()
     optimizer = SGDSaI(model.parameters(), lr=0.03, rounding=rounding, state_dtype=torch.bfloat16)
@@ -30,7 +30,7 @@ def train(rounding: str) -> list[float]:
     return losses
 
 
-for rounding in ("nearest", "stochastic"):  # the last one is the one to use
+for rounding in ("nearest", "stochastic"):  # use the last one
     losses = train(rounding)
     print(f"{rounding:>10}: ", end="")
     print(f"loss {losses[0]:.2f} -> {sum(losses[-20:]) / 20:.2f}")

@@ -1,4 +1,4 @@
-"""torch.compile: one compilation of the step, however the learning rate changes.
+"""torch.compile: the step is compiled once, even if the learning rate changes.
 
 python examples/compiled_step.py
 """

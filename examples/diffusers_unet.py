@@ -1,4 +1,4 @@
-"""Diffusion with diffusers: a tiny UNet learns to take the noise out of handwritten digits.
+"""Diffusion with diffusers: a tiny UNet learns to remove noise from handwritten digits.
 
 python examples/diffusers_unet.py
 """

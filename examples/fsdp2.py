@@ -1,4 +1,4 @@
-"""FSDP2: parameters, gradients and momentum are sharded; a distributed checkpoint resumes exactly.
+"""FSDP2: shard parameters, gradients and momentum, and resume exactly from a distributed checkpoint.
 
 torchrun --standalone --nproc-per-node 2 examples/fsdp2.py
 """
@@ -29,7 +29,7 @@ x, y = torch.tensor(images, device=device).float() / 16, torch.tensor(digits, de
 
 
 def sharded() -> tuple[nn.Module, SGDSaI]:
-    """The same weights on every rank, then sharded; g-SNR is that of the whole tensors."""
+    """Make the same weights on every rank and shard them; g-SNR is that of the whole tensors."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 255), nn.ReLU(), nn.Linear(255, 10)).to(device)
     for layer in model:
@@ -39,7 +39,7 @@ def sharded() -> tuple[nn.Module, SGDSaI]:
 
 
 def train(model: nn.Module, optimizer: SGDSaI, steps: range) -> list[float]:
-    """Each rank takes its own part of every batch; the losses, averaged over the ranks."""
+    """Train on this rank's part of every batch and return the losses, averaged over the ranks."""
     losses = []
     for step in steps:
         chosen = torch.randint(len(x), (64,), generator=torch.Generator().manual_seed(step))[rank::ranks]

@@ -35,7 +35,7 @@ class Digits(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self) -> dict[str, object]:
-        """SGD-SaI, its lr going up and down once."""
+        """Return SGD-SaI and a schedule in which lr rises and falls once."""
         optimizer = SGDSaI(param_groups(self, weight_decay=1e-4), lr=1.0)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2.0, total_steps=steps)

@@ -1,7 +1,7 @@
-"""LoRA with peft: a GPT-2 that has read English is frozen, and its adapters learn to SHOUT.
+"""LoRA with peft: a GPT-2 trained on English is frozen, and its adapters learn to write in capitals.
 
-LoRA starts with B = 0, so the first gradient of every A is exactly zero. SGDSaI leaves those blocks without a
-scale until their first gradient that is not, which it says in a warning, and then trains them.
+LoRA starts with B = 0, so the first gradient of every A is exactly zero. SGDSaI warns about these blocks,
+gives each its scale at its first non-zero gradient, and then trains it.
 
     python examples/peft_lora.py
 """
@@ -19,9 +19,9 @@ CONTEXT = 32
 
 
 def train(model: nn.Module, text: str, lr: float, steps: int) -> list[float]:
-    """Train what requires a gradient; the losses."""
+    """Train the parameters that require a gradient and return the losses."""
     tokens = torch.tensor(list(text.encode()))
-    optimizer = SGDSaI(param_groups(model), lr=lr)  # what is frozen is left out
+    optimizer = SGDSaI(param_groups(model), lr=lr)  # leaves out the frozen parameters
     losses = []
     for _ in range(steps):
         starts = torch.randint(len(tokens) - CONTEXT, (16, 1))
@@ -38,7 +38,7 @@ torch.manual_seed(0)
 config = GPT2Config(vocab_size=256, n_positions=CONTEXT, n_embd=64, n_layer=2, n_head=2, use_cache=False)
 model = GPT2LMHeadModel(config)
 english = "\n".join(topics.values())  # Python's own documentation
-train(model, english, lr=2.0, steps=150)  # stands for pretrained weights
+train(model, english, lr=2.0, steps=150)  # in place of pretrained weights
 
 adapters = LoraConfig(r=8, lora_alpha=16, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)
 losses = train(get_peft_model(model, adapters), english.upper(), lr=4.0, steps=80)

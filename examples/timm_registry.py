@@ -1,6 +1,6 @@
 """timm's factory: after one registration, `create_optimizer_v2(model, opt="sgdsai")` makes an SGDSaI.
 
-Without timm, SGDSaI and `param_groups` do the same by themselves.
+Without timm, SGDSaI and `param_groups` do the same.
 
     python examples/timm_registry.py
 """
@@ -13,7 +13,7 @@ from sgd_sai import SGDSaI, param_groups
 
 
 def create_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """By timm's registry if timm is installed, else by hand: no decay on biases and norms either way."""
+    """Use timm's registry if timm is installed. Either way, biases and norms get no decay."""
     try:
         from timm.optim import OptimInfo, create_optimizer_v2
         from timm.optim._optim_factory import default_registry

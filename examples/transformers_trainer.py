@@ -19,13 +19,13 @@ windows = TensorDataset(text[: len(text) // CONTEXT * CONTEXT].view(-1, CONTEXT)
 
 
 def collate(rows: list[tuple[torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The Trainer's batch; the model shifts the labels itself."""
+    """Make a batch for the Trainer; the model shifts the labels itself."""
     tokens = torch.stack([row for (row,) in rows])
     return {"input_ids": tokens, "labels": tokens}
 
 
 def trainer(folder: str) -> Trainer:
-    """A Trainer that starts from the same weights each time."""
+    """Make a Trainer that starts from the same weights each time."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=256, n_positions=CONTEXT, n_embd=64, n_layer=2, n_head=2, use_cache=False)
     arguments = TrainingArguments(
