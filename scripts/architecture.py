@@ -65,6 +65,18 @@ def spread(names: list[str], widths: Mapping[str, float]) -> dict[str, float]:
     return middles
 
 
+def fitting(rows: list[list[str]], boxes: Graph) -> list[list[str]]:
+    """The rows, a row that is too wide as two: what imports nothing moves into the lower one."""
+    fit: list[list[str]] = []
+    for row in rows:
+        if sum(width(name, 8.0) + GAP for name in row if name != CORE) <= WIDTH - 2 * MARGIN:
+            fit.append(row)
+            continue
+        upper, lower = [name for name in row if boxes[name]], [name for name in row if not boxes[name]]
+        fit += [part for part in (upper, lower) if part]
+    return fit
+
+
 def chips(core: Collection[str], graph: Graph) -> list[list[str]]:
     """The lines of names in the box of the optimizer: its layers, each as many lines as it needs."""
     inner = {name: {to for to in graph[name] if to in core} for name in core}
@@ -83,7 +95,7 @@ def draw(package: Path = PACKAGE) -> str:
     graph = imports(package)
     boxes, core = rooms(graph)
     lines = chips(core, graph)
-    rows = layers(boxes, CORE)
+    rows = fitting(layers(boxes, CORE), boxes)
     arrows = reduced(boxes)
     heights = {name: BOX for name in boxes} | {CORE: 34 + len(lines) * (CHIP + 8) + 4}
     widths = {name: width(name, 8.0) for name in boxes} | {CORE: WIDTH - 2 * MARGIN}

@@ -30,7 +30,7 @@ def imports(package: Path) -> dict[str, set[str]]:
 
 def _public(package: Path) -> dict[str, str]:
     """The names that the package itself hands out, such as SGDSaI → the file or folder that they are from."""
-    names = {}
+    names: dict[str, str] = {}
     for node in ast.walk(ast.parse((package / "__init__.py").read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
             parts = node.module.split(".")[0 if node.level else 1 :]

@@ -37,6 +37,19 @@ def test_every_folder_and_file_at_the_top_is_in_the_picture(graphs: ModuleType) 
     assert {name for name in graphs.imports(ROOT / "src" / "sgd_sai") if name != "__init__"} <= words
 
 
+def test_no_box_covers_another_or_leaves_the_picture() -> None:
+    root = ElementTree.parse(PICTURE).getroot()
+    boxes = [
+        tuple(float(rect.get(key, "0")) for key in ("x", "y", "width"))
+        for rect in root.iter("{http://www.w3.org/2000/svg}rect")
+        if rect.get("class") != "card"
+    ]
+    assert len(boxes) > 20
+    for x, y, wide in boxes:
+        assert 0 <= x <= x + wide <= float(root.get("width", "0"))
+        assert all(left >= x + wide or left <= x for left, top, _ in boxes if top == y)
+
+
 def test_the_path_of_a_gradient_names_functions_that_exist() -> None:
     """The list in docs/architecture.md."""
     page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
