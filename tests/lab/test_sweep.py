@@ -16,7 +16,8 @@ from lab_commands import start
 
 from sgd_sai.cli import main
 from sgd_sai.lab import sweep, sweep_page
-from sgd_sai.lab.records import Record, Run, RunConfig, read_runs
+from sgd_sai.lab.reading import read_runs
+from sgd_sai.lab.records import Record, Run, RunConfig
 
 GRID = {"lr": [0.1, 1.0], "weight_decay": [0.0, 1e-3]}
 POINTS = set(product(*GRID.values()))

@@ -30,7 +30,8 @@ from rich.console import Console
 
 from sgd_sai.cli import CommandError
 from sgd_sai.lab import arguments, provenance, runner, sweep_page
-from sgd_sai.lab.records import Record, RunConfig, locked, read_runs, write_aside
+from sgd_sai.lab.reading import read_runs
+from sgd_sai.lab.records import Record, RunConfig, locked, write_aside
 from sgd_sai.lab.study import end_without, outcome
 from sgd_sai.lab.tasks import ALL
 
