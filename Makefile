@@ -36,7 +36,7 @@ demo: $(LAB)  ## train three real models with three optimizers and write a repor
 
 STUDIED := --task all --optimizer sgd,adamw,adam-mini,sgd-sai --threads 1
 study: $(READY)  ## tune what is not tuned yet, then five tasks, four optimizers, five seeds; or go on with it
-	$(BIN)/sgd-sai tune $(STUDIED) --missing --tuned src/sgd_sai/lab/tuned.json --out runs/study-tune --resume
+	$(BIN)/sgd-sai tune $(STUDIED) --missing --tuned src/sgd_sai/lab/tuned.jsonl --out runs/study-tune --resume
 	$(BIN)/sgd-sai compare $(STUDIED) --seeds 0,1,2,3,4 --jobs 2 --out runs/study --resume
 
 test: $(READY) $(PEERS)  ## the whole test-suite, in parallel

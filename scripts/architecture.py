@@ -1,4 +1,4 @@
-"""Draws docs/figures/architecture.svg: `python scripts/architecture.py [FOLDER]`.
+"""Draws docs/figures/architecture.svg: `python -m scripts.architecture [FOLDER]`.
 
 A box is a folder of the package. An arrow points down, from a folder to one that it imports; the layers
 follow from the arrows. The optimizer is one box at the bottom: the files that `import sgd_sai` reads at the
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from import_graph import CORE, Graph, imports, layers, reduced, rooms
+from scripts.import_graph import CORE, Graph, imports, layers, reduced, rooms
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "sgd_sai"

@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from xml.etree import ElementTree
 
-import pytest
+from scripts import import_graph as graphs
 
 ROOT = Path(__file__).parent.parent
-COMMAND = ROOT / "scripts" / "architecture.py"
 PICTURE = ROOT / "docs" / "figures" / "architecture.svg"
 
 
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The module that reads the imports."""
-    monkeypatch.syspath_prepend(str(COMMAND.parent))
-    return importlib.import_module("import_graph")
-
-
 def test_the_committed_picture_is_the_one_that_the_command_draws(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, str(COMMAND), str(tmp_path)], check=True)
+    subprocess.run([sys.executable, "-m", "scripts.architecture", str(tmp_path)], check=True, cwd=ROOT)
     drawn = (tmp_path / PICTURE.name).read_text("utf-8")
-    assert drawn == PICTURE.read_text("utf-8"), "run python scripts/architecture.py"
+    assert drawn == PICTURE.read_text("utf-8"), "run python -m scripts.architecture"
 
 
-def test_every_folder_and_file_at_the_top_is_in_the_picture(graphs: ModuleType) -> None:
+def test_every_folder_and_file_at_the_top_is_in_the_picture() -> None:
     (_, *labels) = (text.strip() for text in ElementTree.parse(PICTURE).getroot().itertext() if text.strip())
     words = {word for label in labels for word in re.split(r"[ +]+", label)}
     assert {name for name in graphs.imports(ROOT / "src" / "sgd_sai") if name != "__init__"} <= words
@@ -74,7 +64,7 @@ def package(folder: Path, **files: str) -> Path:
     return folder / "house"
 
 
-def test_imports_of_every_form_are_found(graphs: ModuleType, tmp_path: Path) -> None:
+def test_imports_of_every_form_are_found(tmp_path: Path) -> None:
     house = package(
         tmp_path,
         __init__="from house.engine import Engine",
@@ -96,12 +86,12 @@ def test_imports_of_every_form_are_found(graphs: ModuleType, tmp_path: Path) -> 
     assert boxes == {"garage/": {graphs.CORE}, graphs.CORE: set()}
 
 
-def test_folders_that_import_each_other_share_a_box(graphs: ModuleType) -> None:
+def test_folders_that_import_each_other_share_a_box() -> None:
     boxes, _ = graphs.rooms({"__init__": {"a"}, "a": set(), "b/": {"c/", "a"}, "c/": {"b/"}, "d/": {"b/"}})
     assert boxes == {graphs.CORE: set(), "b/ + c/": {graphs.CORE}, "d/": {"b/ + c/"}}
 
 
-def test_arrows_point_down_and_none_is_left_out(graphs: ModuleType) -> None:
+def test_arrows_point_down_and_none_is_left_out() -> None:
     graph = {"top": {"middle", "low"}, "middle": {"low"}, "low": set(), "beside": {"low"}}
     rows = graphs.layers(graph, "low")
     assert rows == [["top"], ["beside", "middle"], ["low"]]

@@ -188,7 +188,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 
 def test_every_figure_is_drawn_by_the_command(tmp_path: Path) -> None:
     """From records; the pages show no other picture, and none is left over."""
-    drawn = subprocess.run([sys.executable, str(ROOT / "docs" / "figures.py"), str(tmp_path)], check=False)
+    drawn = subprocess.run([sys.executable, "-m", "scripts.figures", str(tmp_path)], cwd=ROOT, check=False)
     assert drawn.returncode == 0
     names = {path.name for path in tmp_path.iterdir()}
     names.add("architecture.svg")  # tests/test_architecture.py: drawn from the code, not from records

@@ -63,7 +63,7 @@ def test_the_wheel_holds_every_file_of_the_package(built: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         inside = {name for name in archive.namelist() if not name.partition("/")[0].endswith(".dist-info")}
     assert inside == set(package_files())
-    assert {"sgd_sai/py.typed", "sgd_sai/lab/tuned.json"} <= inside
+    assert {"sgd_sai/py.typed", "sgd_sai/lab/tuned.jsonl"} <= inside
     assert any(name.startswith("sgd_sai/html/template/") for name in inside)
 
 

@@ -11,7 +11,8 @@ import pytest
 from lab_commands import compare
 
 from sgd_sai.cli import CommandError, main
-from sgd_sai.lab.records import DamagedRun, read_runs
+from sgd_sai.lab.reading import read_runs
+from sgd_sai.lab.records import DamagedRun
 from sgd_sai.lab.runs.runner import load
 
 
@@ -107,7 +108,7 @@ def test_resuming_needs_a_folder(capsys):
 
 
 def test_a_broken_file_of_learning_rates(tmp_path, capsys):
-    path = tmp_path / "tuned.json"
+    path = tmp_path / "tuned.jsonl"
     for content in ("{", "[1]", '{"cnn": {"sgd-sai": {"lr": -1}}}'):
         path.write_text(content)
         assert str(path) in rejected(compare(tmp_path / "out", "--tuned", str(path), lr=None), capsys)
@@ -118,7 +119,7 @@ def test_a_broken_file_of_learning_rates(tmp_path, capsys):
 def test_tune(tmp_path, capsys):
     given = ["tune", "--out", str(tmp_path / "out")]
     assert "'bert'" in rejected([*given, "--task", "bert"], capsys)
-    assert "does not exist" in rejected([*given, "--tuned", str(tmp_path / "no" / "tuned.json")], capsys)
+    assert "does not exist" in rejected([*given, "--tuned", str(tmp_path / "no" / "tuned.jsonl")], capsys)
     assert list(tmp_path.iterdir()) == []
 
 

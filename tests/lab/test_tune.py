@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from itertools import pairwise
 
@@ -51,7 +50,7 @@ def test_a_search_without_end_gives_up():
 
 def test_budgets_are_made_equal_around_the_best(tmp_path):
     """Of two searches the shorter one goes on between its points, until both have as many trials."""
-    path = tmp_path / "tuned.json"
+    path = tmp_path / "tuned.jsonl"
     wide, narrow = (search(0.1, lambda lr, best=best: record_at(lr, best)) for best in (0.001, 0.17))
     tuned.enter(path, "gpt", "adamw", _entry(wide))
     tuned.enter(path, "gpt", "sgd", _entry(narrow))
@@ -63,7 +62,7 @@ def test_budgets_are_made_equal_around_the_best(tmp_path):
 
 
 def test_a_best_that_extra_trials_put_on_an_edge_is_passed(tmp_path):
-    path = tmp_path / "tuned.json"
+    path = tmp_path / "tuned.jsonl"
     tuned.enter(path, "gpt", "adamw", _entry(search(0.1, lambda lr: record_at(lr, 0.001))))
     tuned.enter(path, "gpt", "sgd", _entry(search(0.1, lambda lr: record_at(lr, 0.17))))
     of_sgd = tuned.read(path)["gpt"]["sgd"]
@@ -77,20 +76,20 @@ def test_a_best_that_extra_trials_put_on_an_edge_is_passed(tmp_path):
 
 def test_a_search_alone_goes_on_from_an_edge(tmp_path):
     """None is shorter than another; its best alone makes it go on."""
-    path = tmp_path / "tuned.json"
+    path = tmp_path / "tuned.jsonl"
     found = _entry(search(0.1, lambda lr: record_at(lr, 0.17)))
     tuned.enter(path, "gpt", "sgd", {**found, "lr": 1.0})
     equalise(path, "gpt", ["sgd"], lambda optimizer, lr: record_at(lr, 0.17))
     entry = tuned.read(path)["gpt"]["sgd"]
-    assert entry["grid"] == [*found["grid"], 3.16]
+    assert entry["grid"] == [*(point["lr"] for point in found["points"]), 3.16]
     assert entry["lr"] in entry["grid"][1:-1]
 
 
 def test_a_result_is_entered_and_used(tmp_path):
-    path = tmp_path / "tuned.json"
+    path = tmp_path / "tuned.jsonl"
     small = ["--task", "cnn", "--optimizer", "adamw", "--steps", "6", "--threads", "1", "--tuned", str(path)]
     assert main(["tune", *small, "--out", str(tmp_path / "tune")]) == 0
-    entry = json.loads(path.read_text())["cnn"]["adamw"]
+    entry = tuned.read(path)["cnn"]["adamw"]
     assert entry["grid"] == [point["lr"] for point in entry["points"]]
     assert entry["lr"] in entry["grid"][1:-1]
     assert len(list((tmp_path / "tune").glob("*/run.json"))) == len(entry["grid"])

@@ -14,6 +14,11 @@ from typing import Any
 import torch
 
 
+def record() -> dict[str, Any]:
+    """Return command, date, machine and versions: what a record says about itself."""
+    return {"command": command(), "date": now(), "machine": machine(), "versions": versions()}
+
+
 def machine() -> dict[str, Any]:
     """Processor, cores that this process may use, memory in GiB, system."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,10 +88,14 @@ class Record:
         """Read `run.json` of `folder`; `DamagedRun` if it is none."""
         path = folder / RUN
         try:
-            fields = json.loads(path.read_text())
-            return cls(**{**fields, "config": RunConfig(**fields["config"])})
+            return cls.of(json.loads(path.read_text()))
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise DamagedRun(f"{path}: not the record of a run ({type(error).__name__}: {error})") from None
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Record:
+        """Make one of its JSON; TypeError or KeyError if fields are missing or unknown."""
+        return cls(**{**fields, "config": RunConfig(**fields["config"])})
 
 
 @dataclass
@@ -135,10 +139,14 @@ class BlockGSNR:
         """Read `gsnr.json` of `folder`; `DamagedRun` if it is none."""
         path = folder / GSNR
         try:
-            fields = json.loads(path.read_text())
-            return cls(fields["d"], {int(step): values for step, values in fields["steps"].items()})
+            return cls.of(json.loads(path.read_text()))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise DamagedRun(f"{path}: not the g-SNR of a run ({type(error).__name__}: {error})") from None
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> BlockGSNR:
+        """Make one of its JSON; ValueError, TypeError, KeyError or AttributeError if it is none."""
+        return cls(fields["d"], {int(step): values for step, values in fields["steps"].items()})
 
 
 @dataclass(frozen=True)
@@ -159,34 +167,24 @@ class Run:
     pictures: bytes | None = None
     text: str | None = None
 
-
-def read_runs(folders: Iterable[Path]) -> list[Run]:
-    """Every run in or below `folders`, in the order in which they were started. ValueError, one line."""
-    runs = []
-    for folder in folders:
-        found = sorted(path.parent for path in folder.rglob(RUN))
-        if not found:
-            raise ValueError(f"{folder}: holds no run; a run is a folder with {RUN} and {METRICS}")
-        runs += [_read_run(each) for each in found]
-    return sorted(runs, key=lambda run: run.record.date)
-
-
-def _read_run(folder: Path) -> Run:
-    record, path = Record.read(folder), folder / METRICS
-    try:
-        written = path.read_text() if path.is_file() else ""
-        whole = written[: written.rfind("\n") + 1]  # a run that is killed may leave the half of a line
-        lines = [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
-        raise DamagedRun(f"{path}: not JSON Lines ({error})") from None
-    return Run(
-        record,
-        [line for line in lines if "train_loss" in line],
-        [line for line in lines if "val_loss" in line],
-        BlockGSNR.read(folder) if (folder / GSNR).is_file() else None,
-        (folder / PICTURES).read_bytes() if (folder / PICTURES).is_file() else None,
-        (folder / TEXT).read_text("utf-8") if (folder / TEXT).is_file() else None,
-    )
+    @classmethod
+    def read(cls, folder: Path) -> Run:
+        """Read the files of `folder`; `DamagedRun` for the one that is not what a run leaves."""
+        record, path = Record.read(folder), folder / METRICS
+        try:
+            written = path.read_text() if path.is_file() else ""
+            whole = written[: written.rfind("\n") + 1]  # a run that is killed may leave the half of a line
+            lines = [json.loads(line) for line in whole.splitlines()]
+        except ValueError as error:
+            raise DamagedRun(f"{path}: not JSON Lines ({error})") from None
+        return cls(
+            record,
+            [line for line in lines if "train_loss" in line],
+            [line for line in lines if "val_loss" in line],
+            BlockGSNR.read(folder) if (folder / GSNR).is_file() else None,
+            (folder / PICTURES).read_bytes() if (folder / PICTURES).is_file() else None,
+            (folder / TEXT).read_text("utf-8") if (folder / TEXT).is_file() else None,
+        )
 
 
 def write_aside(path: Path, content: str | bytes) -> None:
@@ -211,7 +209,20 @@ def locked(path: Path) -> Iterator[None]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON aside and rename it; ValueError for a NaN or an infinity, which JSON has not."""
-    write_aside(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    write_aside(path, _indented(value, "\n") + "\n")
+
+
+def _indented(value: Any, newline: str) -> str:
+    """JSON with a line for each member, but one line for what holds no list and no object."""
+    members = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    if not any(isinstance(each, dict | list | tuple) for each in members):
+        return json.dumps(value, allow_nan=False)
+    inner = newline + " "
+    lines = [_indented(each, inner) for each in members]
+    if isinstance(value, dict):
+        lines = [f"{json.dumps(str(name))}: {line}" for name, line in zip(value, lines, strict=True)]
+    left, right = "{}" if isinstance(value, dict) else "[]"
+    return left + inner + f",{inner}".join(lines) + newline + right
 
 
 class MetricsFile:

@@ -4,7 +4,7 @@ The rule: five half-decades around the optimizer's usual learning rate, one run 
 comparison uses. While the best of them lies on an edge, the grid grows there by half a decade. Then those
 whose grid grew less get as many trials as the one whose grid grew most, at quarter-decades around their best:
 the budgets of all that are named are equal. The best is by the task's held-out metric, then by the validation
-loss. Every run is kept in the result.
+loss. The result of every run is kept.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `sgd-sai tune`."""
     arguments.add_shared(parser)
     parser.add_argument(
-        "--tuned", metavar="FILE", type=Path, default=Path("tuned.json"), help="where to enter the result"
+        "--tuned", metavar="FILE", type=Path, default=Path("tuned.jsonl"), help="where to enter the result"
     )
     parser.add_argument("--missing", action="store_true", help="search only for what FILE lacks")
 
@@ -135,11 +135,10 @@ def following(best: float, grid: list[float]) -> float:
 
 
 def _entry(records: list[Record]) -> dict[str, Any]:
-    """Return the entry of `tuned.json` about a search."""
+    """Return the entry of `tuned.jsonl` about a search."""
     best = min(records, key=_preference)
     return {
         "lr": best.config.lr,
-        "grid": [record.config.lr for record in records],
         "points": [_point(record) for record in records],
         "metric": best.task["metric"],
         "seed": best.config.seed,
@@ -156,22 +155,25 @@ def _entry(records: list[Record]) -> dict[str, Any]:
 def _with(entry: dict[str, Any], record: Record) -> dict[str, Any]:
     """Return an entry after one more trial."""
     points = sorted([*entry["points"], _point(record)], key=lambda point: float(point["lr"]))
-    best = min(points, key=lambda point: _key(entry["metric"], point["status"], point))
-    return {**entry, "lr": best["lr"], "grid": [point["lr"] for point in points], "points": points}
+    best = min(points, key=lambda point: _key(entry["metric"], point if len(point) > 1 else None))
+    return {**entry, "lr": best["lr"], "points": points}
 
 
 def _point(record: Record) -> dict[str, Any]:
-    return {"lr": record.config.lr, "status": record.status, **(record.result or {})}
+    """Return its learning rate and what it measured at its end, nothing if it diverged."""
+    result = record.result or {}
+    return {"lr": record.config.lr, **{k: result[k] for k in ("val_loss", "val_accuracy") if k in result}}
 
 
 def _preference(record: Record) -> tuple[float, float]:
     """Return a key that is smaller for the better run: by its metric, then by its loss; diverged is last."""
-    return _key(ALL[record.config.task].metric, record.status, record.result)
+    finished = record.status == "finished"
+    return _key(ALL[record.config.task].metric, record.result if finished else None)
 
 
-def _key(metric: str, status: str, result: dict[str, Any] | None) -> tuple[float, float]:
-    """Return the same of a run's status and result."""
-    if status != "finished" or result is None:
+def _key(metric: str, result: dict[str, Any] | None) -> tuple[float, float]:
+    """Return the same of a run's result, None if it did not finish."""
+    if result is None:
         return (float("inf"), float("inf"))
     loss = result["val_loss"]
     return (loss if metric == "val_loss" else -result["val_accuracy"], loss)

@@ -12,7 +12,8 @@ import pytest
 
 from sgd_sai.cli import main
 from sgd_sai.lab.optimizers import DEFAULT
-from sgd_sai.lab.records import GSNR, METRICS, RUN, Run, read_runs
+from sgd_sai.lab.reading import read_runs
+from sgd_sai.lab.records import GSNR, METRICS, RUN, Run
 from sgd_sai.lab.report import page
 from sgd_sai.lab.summary import by_task
 from sgd_sai.lab.summary.sentences import sentences

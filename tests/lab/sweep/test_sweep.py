@@ -16,7 +16,8 @@ import pytest
 from lab_commands import start
 
 from sgd_sai.cli import main
-from sgd_sai.lab.records import Record, Run, RunConfig, read_runs
+from sgd_sai.lab.reading import read_runs
+from sgd_sai.lab.records import Record, Run, RunConfig
 from sgd_sai.lab.sweep import page as sweep_page
 from sgd_sai.lab.sweep import trials as sweep_trials
 from sgd_sai.lab.sweep.axes import Axes

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sgd_sai.cli import CommandError
-from sgd_sai.lab.records import read_runs, write_aside
+from sgd_sai.lab import packed
+from sgd_sai.lab.reading import read_runs
+from sgd_sai.lab.records import RUN, write_aside
 from sgd_sai.lab.report import figure, page
 from sgd_sai.lab.summary import by_task
 
@@ -15,7 +17,11 @@ from sgd_sai.lab.summary import by_task
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `sgd-sai report`."""
     parser.add_argument(
-        "runs", nargs="+", metavar="RUNS", type=Path, help="folders with runs in or below them"
+        "runs",
+        nargs="+",
+        metavar="RUNS",
+        type=Path,
+        help="folders with runs or packed studies",
     )
     parser.add_argument(
         "--out",
@@ -24,10 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("report.html"),
         help="the page (default: report.html); its figures go beside it, as report-steps.png",
     )
+    parser.add_argument(
+        "--pack",
+        metavar="FOLDER",
+        type=Path,
+        help="instead of the page, write all the runs into two files of FOLDER, which `report` reads as well",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page and its figures; 0."""
+    """Write the page and its figures, or the packed study; 0."""
+    if args.pack is not None:
+        return _pack(args.runs, args.pack)
     if not args.out.parent.is_dir() or args.out.is_dir():
         raise CommandError(f"--out: cannot write {args.out}; allowed: a file in a folder that exists")
     try:
@@ -36,6 +50,21 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(str(error)) from None
     except OSError as error:
         raise CommandError(f"--out: cannot write {args.out}: {error.strerror}") from None
+    return 0
+
+
+def _pack(folders: Sequence[Path], path: Path) -> int:
+    if not path.parent.is_dir() or path.is_file():
+        raise CommandError(f"--pack: cannot write {path}; allowed: a folder in a folder that exists")
+    if any(path.rglob(RUN)):
+        raise CommandError(f"--pack: {path} holds the folders of runs; allowed: a folder without")
+    try:
+        packed.write(read_runs(folders), path)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    except OSError as error:
+        raise CommandError(f"--pack: cannot write {path}: {error.strerror}") from None
+    print(f"packed: {path}")
     return 0
 
 

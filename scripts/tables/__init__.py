@@ -1,0 +1,1 @@
+"""The tables of README and docs, a module for each subject."""
