@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from research.beyond_the_paper import results
-from scripts.tables import beyond, learning_rates, memory, speed, study
+from scripts.tables import beyond, learning_rates, memory, options, speed, study
 from scripts.tables.markdown import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -22,6 +22,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "llama": memory.llama,
     "trained": memory.trained,
     "precisions": memory.precisions,
+    "options": options.options,
     "transferred": learning_rates.transferred,
     "from-sgd": learning_rates.from_sgd,
     "beyond-search": beyond.search,
