@@ -14,8 +14,8 @@ import blockwise
 import gradients
 import search
 from sgd_sai import SGDSaI
-from sgd_sai.lab import optimizers
 from sgd_sai.lab.tasks import ALL
+from sgd_sai.peers.builders import groups
 
 STEPS = 4
 ROOT = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ def _kinds(monkeypatch):
 def test_g_snr_a_block_is_sgd_sai():
     ours, theirs = small(), small()
     decay = ALL["cnn"].shrink / 0.1
-    sai = SGDSaI(optimizers.groups(theirs), lr=0.1, weight_decay=decay, normalize="rms", eps=1e-8)
+    sai = SGDSaI(groups(theirs), lr=0.1, weight_decay=decay, normalize="rms", eps=1e-8)
     torch.testing.assert_close(learn(ours, made(ours, "sgd-sai")), learn(theirs, sai))
 
 
@@ -61,9 +61,7 @@ def test_the_rule_of_the_page_is_what_was_measured():
     exec(re.search(r"(def rule.*?)\noptimizer", page, re.DOTALL)[1], names)
     ours, theirs = small(), small()
     decay = ALL["cnn"].shrink / 0.1
-    rule = SGDSaI(
-        optimizers.groups(theirs), lr=0.1, weight_decay=decay, normalize="rms", eps=0.0, scale=names["rule"]
-    )
+    rule = SGDSaI(groups(theirs), lr=0.1, weight_decay=decay, normalize="rms", eps=0.0, scale=names["rule"])
     torch.testing.assert_close(learn(ours, made(ours, "settled")), learn(theirs, rule))
 
 
