@@ -22,7 +22,8 @@ from sgd_sai.optimizer import SGDSaI
 from sgd_sai.peers import release
 from sgd_sai.peers.imports import from_package, import_peer
 from sgd_sai.peers.muon import MuonAdamW
-from sgd_sai.peers.parameter import attention
+from sgd_sai.peers.parameter import HEAD_NUMEL, attention
+from sgd_sai.peers.state_bytes import HEADS
 
 #: (model, lr η, shrink κ) → optimizer.
 Train = Callable[[nn.Module, float, float], Optimizer]
@@ -95,14 +96,15 @@ def adam_mini(
         options: `lr`, `betas`, `weight_decay`.
     """
     found = None if model is None else attention(model)
-    head = None
+    head = HEAD_NUMEL
     if found is not None:
         width, heads = found
         head = width * width // heads
         options |= {"dim": width, "n_heads": heads}
     by_name = []
     for index, (name, param) in enumerate(named):
-        fits = param.dim() == 2 and (head is None or param.numel() % head == 0)
+        by_head = found is not None or any(word in name.lower() for word in HEADS)
+        fits = param.dim() == 2 and (not by_head or param.numel() % head == 0)
         by_name.append((name if fits or name.endswith("bias") else f"block.{index}", param))
     return from_package("adam_mini", "Adam_mini")(by_name, verbose=False, **options)
 

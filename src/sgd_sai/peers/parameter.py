@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-# Adam-mini's own defaults, for a model whose configuration does not say: 2048² elements in 32 heads.
-_HEAD_NUMEL = 2048 * 2048 // 32
+#: Adam-mini's own defaults, for a model whose configuration does not say: 2048² elements in 32 heads.
+HEAD_NUMEL = 2048 * 2048 // 32
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Parameter:
     trains: bool = True
     tied: bool = False
     embedding: bool = False
-    head_numel: int = _HEAD_NUMEL
+    head_numel: int = HEAD_NUMEL
 
     @property
     def numel(self) -> int:
@@ -67,4 +67,4 @@ def attention(model: nn.Module) -> tuple[int, int] | None:
 def head_numel(model: nn.Module) -> int:
     """Elements of one head's query projection; by Adam-mini's defaults where the model does not say."""
     found = attention(model)
-    return _HEAD_NUMEL if found is None else max(found[0] ** 2 // found[1], 1)
+    return HEAD_NUMEL if found is None else max(found[0] ** 2 // found[1], 1)

@@ -91,8 +91,9 @@ def muon(param: Parameter) -> int:
     return param.bytes if len(param.shape) == 2 and not param.embedding else adam(param)
 
 
-# Adam-mini 1.1.1 tells a parameter's kind by what its name contains.
-_HEADS = ("k_proj", "q_proj", "wq", "wk", "query", "key")
+#: Adam-mini 1.1.1 tells a parameter's kind by what its name contains: queries and keys, cut into heads …
+HEADS = ("k_proj", "q_proj", "wq", "wk", "query", "key")
+#: … and what has a rate a row.
 _ROWS = (
     *("embed", "embd", "wte", "lm_head", "output", "final_layer", "v_proj", "wv", "value"),
     *("feed_forward", "linear", "mlp", "o_proj", "wo", "attn.proj"),
@@ -109,7 +110,7 @@ def adam_mini(param: Parameter) -> int:
     if "bias" in name:
         return 2 * param.bytes
     second = 1
-    if any(word in name for word in _HEADS):
+    if any(word in name for word in HEADS):
         second = -(-param.numel // param.head_numel)
     elif any(word in name for word in _ROWS) and len(param.shape) == 2:
         second = param.shape[0]
