@@ -22,6 +22,7 @@ from sgd_sai.cli import CommandError
 
 RUN, METRICS, CHECKPOINT, GSNR = "run.json", "metrics.jsonl", "checkpoint.pt", "gsnr.json"
 PICTURES, TEXT = "samples.png", "samples.txt"
+_SHORT = 140  # characters of JSON that stay in one line
 
 
 class DamagedRun(CommandError, ValueError):
@@ -215,10 +216,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _indented(value: Any, newline: str) -> str:
-    """JSON with a line for each member, but one line for what holds no list and no object."""
+    """Return JSON with a line for each member, but one for what is short or holds no list and no object."""
+    line = json.dumps(value, allow_nan=False)
     members = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    if not any(isinstance(each, dict | list | tuple) for each in members):
-        return json.dumps(value, allow_nan=False)
+    if len(line) <= _SHORT or not any(isinstance(each, dict | list | tuple) for each in members):
+        return line
     inner = newline + " "
     lines = [_indented(each, inner) for each in members]
     if isinstance(value, dict):

@@ -1,0 +1,1 @@
+"""What writes pages from records: `python -m scripts.tables`, `python -m scripts.figures`."""
