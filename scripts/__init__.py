@@ -1,1 +1,1 @@
-"""What writes pages from records: `python -m scripts.tables`, `python -m scripts.figures`."""
+"""Tables and figures of the pages, from records: `python -m scripts.tables`, `python -m scripts.figures`."""

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: `run.json`, and `metrics.jsonl` with one line per logged step.
+"""The files of a run: `run.json`, and `metrics.jsonl` with one line per logged step.
 
 A line of training is {"step", "seconds", "train_loss", "lr", "step_ms"}, means over the steps since the last
 line (lr: of the last step; step_ms: median milliseconds of optimizer.step). A line of evaluation is {"step",
@@ -31,7 +31,7 @@ class DamagedRun(CommandError, ValueError):
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What determines a run on a given machine.
+    """All that determines a run on a given machine.
 
     Attributes:
         task, optimizer: names in the registries.
