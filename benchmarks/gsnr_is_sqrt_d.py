@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from sgd_sai.diagnostics import BlockMeasurement, measure_blocks
 from sgd_sai.gsnr import Moments, combined, g_snr
-from sgd_sai.lab.provenance import command, machine, now, versions
+from sgd_sai.lab import provenance
 from sgd_sai.lab.records import write_json
 
 #: Kinds of blocks, by the first of these parts that occurs in a parameter's name.
@@ -155,8 +155,7 @@ def main() -> None:
     for name, build in (("GPT-2 small", gpt2), ("ViT-S/16", vit)):
         torch.manual_seed(args.seed)
         models[name] = summary(build())
-    about = {"machine": machine(), "versions": versions(), "command": command(), "date": now()}
-    record = {"models": models, "seed": args.seed, **about}
+    record = {"models": models, "seed": args.seed, **provenance.record()}
     write_json(args.out, record)
     print(table(record))
 

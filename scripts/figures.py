@@ -19,7 +19,7 @@ from sgd_sai.lab.sweep import page as sweep_page
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "results"
-#: What the picture of speed shows, from the fastest of others to the slowest, and ours.
+#: Rows of the picture of speed: ours, then the others from the fastest to the slowest.
 CONTENDERS = ("sgd-sai", "sgd-fused", "adamw-fused", "release", "pytorch-optimizer")
 TASK_COLOURS = ("#c2410c", "#1d4ed8", "#4d7c0f", "#7e22ce", "#57606a")
 RIGHT = 0.2  # what is further behind AdamW is drawn here

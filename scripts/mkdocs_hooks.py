@@ -1,4 +1,4 @@
-"""What the site's tools are told besides mkdocs.yml."""
+"""Settings of the site that are code: mkdocs.yml names this file."""
 
 from __future__ import annotations
 

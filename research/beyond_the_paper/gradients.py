@@ -38,7 +38,7 @@ _LEAST = 1e-30  # of a v that counts: elements that never had a gradient have no
 
 
 class Watch:
-    """What a run is asked at each step, before it moves."""
+    """Sizes of gradients and weights in a run, taken at its steps before they move anything."""
 
     def __init__(self) -> None:
         """Nothing has been seen."""

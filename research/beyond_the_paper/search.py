@@ -51,7 +51,7 @@ class Number:
 
 
 def space(method: str, task: str) -> dict[str, Number]:
-    """What is searched for a method."""
+    """Return the numbers that are searched for a method."""
     if method == "adamw":
         return {"lr": Number(1e-5, 1), "1 - beta1": Number(0.01, 1), "1 - beta2": Number(1e-4, 0.5)}
     searched = {"lr": Number(1e-5, 1), "1 - mu": Number(0.01, 1)}
@@ -91,7 +91,7 @@ def _ended(task: str, method: str, path: Path) -> Point:
 
 
 def first_constants(task: str) -> dict[str, float]:
-    """What the rule rms(g)^(−1/2) makes of a task at its first gradient, kind by kind: geometric means."""
+    """Return the constants of the rule rms(g)^(−1/2) at the first gradient: geometric means by kind."""
     problem = runner.load(task, None)
     torch.manual_seed(SEED)
     model = problem.model()

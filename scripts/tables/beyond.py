@@ -1,4 +1,4 @@
-"""What the experiments of research/beyond_the_paper found: docs/beyond.md."""
+"""Results of the experiments of research/beyond_the_paper: docs/beyond.md."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _behind(name: str, method: str) -> str:
 
 
 def apart() -> str:
-    """What is lost on gpt by one number a block, and what by numbers that do not change."""
+    """Return how far gpt is behind with one number a block, and with numbers that do not change."""
     return table(
         ["", "one number a block", "one number an element"],
         ["fixed, of AdamW's own run", _behind("gpt", "hindsight"), _behind("gpt", "elements")],
@@ -84,7 +84,7 @@ def apart() -> str:
 
 
 def kinds(task: str, ranked: bool = False) -> str:
-    """What was measured of each kind of block of a task, and the constants that the search found."""
+    """Return the measurements of each kind of block of a task, and the constants that the search found."""
     found = results.kinds(task)
     measured = {"mean of d": "d", "rms(g)": "rms(g)", "rms(w)": "rms(w)", "curvature": "curvature"}
     later = {"along": "rms(g), AdamW's run", "spread": "spread of √v within"}

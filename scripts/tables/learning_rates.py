@@ -13,7 +13,7 @@ def from_sgd() -> str:
 
 
 def transferred() -> str:
-    """What `sgd-sai lr-find TASKS --tuned --json` recorded."""
+    """Return the record of `sgd-sai lr-find TASKS --tuned --json`."""
     rows = [
         [
             *("task", "AdamW, tuned", "transferred", "SGD-SaI, tuned", "tuned / transferred"),

@@ -9,7 +9,7 @@ from scripts.tables.markdown import read, table
 
 
 def llama() -> str:
-    """What was held at most while all parameters of Llama-2-7B were trained on a GPU, next to the plan."""
+    """Return the peaks of memory while all of Llama-2-7B was trained on a GPU, next to the plan."""
     rows = [["optimizer", "peak", "bytes a parameter", "plan, without activations"]]
     rows[0] += ["loss, first → last", "s a step"]
     records = [read(f"memory/llama-2-7b-h100{which}") for which in ("-no-momentum", "", "-adamw")]
@@ -39,7 +39,7 @@ def trained() -> str:
 
 
 def precisions() -> str:
-    """What `benchmarks/low_precision.py` recorded."""
+    """Return the record of `benchmarks/low_precision.py`."""
     record = read("low-precision")
     losses = record["val_loss"]
     seeds = [seed for seed in losses["float32"] if all(seed in of_name for of_name in losses.values())]

@@ -65,7 +65,7 @@ def gpu() -> str:
 
 
 def goals() -> str:
-    """What a step with decay was to reach on the CPU, and what `make bench` found."""
+    """Return the goals of a step with decay on the CPU, and the results of `make bench`."""
     rows = [
         [
             "",

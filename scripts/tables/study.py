@@ -12,7 +12,7 @@ TASKS = ("cnn", "vit", "gpt", "lora", "diffusion")
 
 
 def outcome() -> str:
-    """What the study found, a row a task."""
+    """Return the results of the study, a row a task."""
     tasks = by_task(read_runs([STUDY]))
     names = ("sgd-sai", "adamw", "sgd")
     labels = [OPTIMIZERS[name].label for name in names]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from research.beyond_the_paper import blockwise, gradients, results, search
+from research.beyond_the_paper import blockwise, gradients, prove, results, search
 from sgd_sai import SGDSaI
 from sgd_sai.lab.tasks import ALL
 from sgd_sai.peers import builders
@@ -152,3 +152,59 @@ def test_the_search_finds_the_minimum_and_goes_on_where_it_was():
         )
     assert [trial["point"] for trial in trials[:2]] == beginnings
     assert results.loss_of(results.best(trials)) < 0.05
+
+
+def test_proofs_go_on_where_they_were(monkeypatch, tmp_path, capsys):
+    """Every run is a line; started again, only what is missing is run."""
+    monkeypatch.undo()  # the kinds of blocks
+    monkeypatch.setattr(results, "PROOFS", tmp_path / "proofs.jsonl")
+    command = ["prove.py", "--task", "cnn", "--methods", "sgd", "--steps", "2", "--seeds"]
+    monkeypatch.setattr("sys.argv", [*command, "0"])
+    prove.main()
+    rows = results.proofs("cnn-2")
+    assert {(row["method"], row["for"], row["seed"]) for row in rows} == {
+        ("sgd", "lr", 100),
+        ("sgd", "proof", 0),
+    }
+    tried = [row for row in rows if row["for"] == "lr"]
+    assert rows[-1]["point"] == results.best(tried)["point"]
+    assert results.proofs("cnn") == []
+    first = capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", [*command, "0,1"])
+    prove.main()
+    assert results.proofs("cnn-2")[:-1] == rows
+    assert results.proofs("cnn-2")[-1]["seed"] == 1
+    assert (first.count("\n"), capsys.readouterr().out.count("\n")) == (len(rows), 1)
+
+
+def test_gradients_are_recorded_by_kinds_of_blocks():
+    model = small()
+    watches = {"adamw": gradients.Watch(), "sgd": gradients.Watch()}
+    for method, watch in watches.items():
+        of_method = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[method]
+        optimizer = of_method(model.parameters(), lr=1e-3)
+        for step in range(2):
+            optimizer.zero_grad()
+            (model(torch.ones(2, 6)).square().mean() * (step + 1)).backward()
+            watch(step, model, optimizer)
+            optimizer.step()
+    found = blockwise.blocks(model)
+    rows = [*gradients.by_kind(found, **watches, curvatures={block.name: 2.0 for block in found})]
+    assert [row["kind"] for row in rows] == ["first", "norms and biases", "last"]
+    last = rows[-1]
+    assert last["blocks"] == {"3.weight": 24}
+    one, two = (last["rms(g)"]["adamw"][step] for step in (1, 2))
+    assert last["along"] == [pytest.approx(math.sqrt(one * two))]
+    assert last["rms(w)"] > 0
+    assert last["curvature"] == 2.0
+    assert last["spread"] > 1
+
+
+def test_what_the_page_shows_of_kinds_is_of_all_their_blocks():
+    for task in results.TASKS:
+        for row, of in zip(results.kinds(task), results.measured(task), strict=True):
+            assert row["kind"] == of["kind"]
+            assert row["d"][0] <= row["mean of d"] <= row["d"][1]
+            assert min(row["rms(g) by step"]["adamw"]) == 1
+            assert row["c"] > 0
+            assert len(of["along"]) == len(of["blocks"])

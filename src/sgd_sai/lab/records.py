@@ -1,4 +1,4 @@
-"""What a run leaves on disk: `run.json`, and `metrics.jsonl` with one line per logged step.
+"""The files of a run: `run.json`, and `metrics.jsonl` with one line per logged step.
 
 A line of training is {"step", "seconds", "train_loss", "lr", "step_ms"}, means over the steps since the last
 line (lr: of the last step; step_ms: median milliseconds of optimizer.step). A line of evaluation is {"step",
@@ -20,6 +20,7 @@ from typing import Any
 
 RUN, METRICS, CHECKPOINT, GSNR = "run.json", "metrics.jsonl", "checkpoint.pt", "gsnr.json"
 PICTURES, TEXT = "samples.png", "samples.txt"
+_SHORT = 140  # characters of JSON that stay in one line
 
 
 class DamagedRun(ValueError):
@@ -28,7 +29,7 @@ class DamagedRun(ValueError):
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What determines a run on a given machine.
+    """All that determines a run on a given machine.
 
     Attributes:
         task, optimizer: names in the registries.
@@ -213,10 +214,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _indented(value: Any, newline: str) -> str:
-    """JSON with a line for each member, but one line for what holds no list and no object."""
+    """Return JSON with a line for each member, but one for what is short or holds no list and no object."""
+    line = json.dumps(value, allow_nan=False)
     members = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    if not any(isinstance(each, dict | list | tuple) for each in members):
-        return json.dumps(value, allow_nan=False)
+    if len(line) <= _SHORT or not any(isinstance(each, dict | list | tuple) for each in members):
+        return line
     inner = newline + " "
     lines = [_indented(each, inner) for each in members]
     if isinstance(value, dict):
