@@ -1,4 +1,4 @@
-"""What `import sgd_sai` adds to `import torch`, in milliseconds: medians of fresh interpreters, interleaved.
+"""The time that `import sgd_sai` adds to `import torch`, in milliseconds: medians of fresh interpreters, interleaved.
 
 python benchmarks/import_time.py
 """

@@ -1,4 +1,4 @@
-"""What `make bench` runs: `sgd-sai bench` for each model and number of threads, into results/speed/.
+"""Runs `sgd-sai bench`, for `make bench`: for each model and number of threads, into results/speed/.
 
 A process for each, since the pool of threads does not shrink. A peer that is not installed is a row that says
 so; `pip install -c constraints.txt -e '.[peers]'` has them all.

@@ -13,7 +13,7 @@ Graph = Mapping[str, Collection[str]]
 
 
 def imports(package: Path) -> dict[str, set[str]]:
-    """What each file and each folder at the top of a package imports from it; a folder's name ends with "/".
+    """Return the imports of each file and folder at the top of a package; a folder's name ends with "/".
 
     Imports for the type checker alone are left out: they do nothing when the code runs.
     """
@@ -60,7 +60,7 @@ def _imported(node: ast.AST, here: tuple[str, ...]) -> Iterator[tuple[str, ...]]
 
 
 def reach(graph: Graph, start: str) -> set[str]:
-    """What is reached from a name by one import or several."""
+    """Return the names that one import or several lead to."""
     seen: set[str] = set()
     waiting = [*graph[start]]
     while waiting:

@@ -36,7 +36,7 @@ _PACKAGES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Add the options of `sgd-sai bench`."""
     default = [name for name in TIMED if PEERS[name].by_default]
     parser.add_argument(
         "--model",

@@ -92,7 +92,7 @@ def _tensors(formula: Formula, params: Iterable[Parameter]) -> Iterator[int]:
 
 
 def allocated(sizes: Iterable[int]) -> int:
-    """What `torch.cuda.memory_allocated` counts for tensors of these sizes, created in this order.
+    """The bytes that `torch.cuda.memory_allocated` counts for tensors of these sizes, created in this order.
 
     The rules of c10's CUDACachingAllocator: sizes are rounded up to 512 B and cut, best fit, from segments
     of 2 MiB (for tensors up to 1 MiB), 20 MiB (below 10 MiB) or the size rounded up to 2 MiB. What a cut
