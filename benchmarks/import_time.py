@@ -1,4 +1,4 @@
-"""The time that `import sgd_sai` adds to `import torch`, in milliseconds: medians of fresh interpreters, interleaved.
+"""The milliseconds that `import sgd_sai` adds to `import torch`: medians of fresh interpreters, interleaved.
 
 python benchmarks/import_time.py
 """
