@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+import sgd_sai
 from sgd_sai import SGDSaI, measure_scales
 from sgd_sai.cli import COMMANDS
 
@@ -155,6 +156,15 @@ def test_every_command_is_in_the_reference() -> None:
     text = (ROOT / "docs" / "api.md").read_text("utf-8")
     for name, (_, purpose) in COMMANDS.items():
         assert f"| `sgd-sai {name}` | {purpose} |" in text
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    """As the function or class itself: a module of the same name would be shown with all that it holds."""
+    text = (ROOT / "docs" / "api.md").read_text("utf-8")
+    shown = {path.rpartition(".")[2]: path for path in re.findall(r"^::: (\S+)$", text, re.MULTILINE)}
+    for name in set(sgd_sai.__all__) - {"__version__"}:
+        assert name in shown or f"`sgd_sai.{name}`" in text, name
+    assert not {path for path in shown.values() if path in sys.modules}
 
 
 def test_the_table_of_ratios_is_that_of_its_record(monkeypatch: pytest.MonkeyPatch) -> None:
