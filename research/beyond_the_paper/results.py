@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -71,8 +72,12 @@ def best(of: Sequence[table.Row]) -> table.Row:
 
 def searched(task: str) -> dict[str, table.Row]:
     """Return method → its best trial on a task, with how many "trials" there were."""
-    found = {method: made for method in LABELS if (made := trials(task, method))}
-    return {method: {**best(made), "trials": len(made)} for method, made in found.items()}
+    made: dict[str, list[table.Row]] = {}
+    for row in table.read(SEARCHES) if SEARCHES.exists() else []:
+        if row["search"]["task"] == task:
+            made.setdefault(row["search"]["method"], []).append(row)
+    found = {method: made[method] for method in LABELS if method in made}
+    return {method: {**best(of), "trials": len(of)} for method, of in found.items()}
 
 
 def proofs(name: str) -> list[table.Row]:
@@ -81,6 +86,7 @@ def proofs(name: str) -> list[table.Row]:
     return [row for row in rows if row["proof"]["name"] == name]
 
 
+@cache  # tables ask for it cell by cell, after the experiments
 def proven(name: str) -> dict[str, dict[int, float]]:
     """Return method → seed → the result by which the task is judged; methods of which every seed is there.
 
