@@ -27,8 +27,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sgd_sai import SGDSaI, gradient_release
+from sgd_sai.files import write_json
 from sgd_sai.lab.provenance import command, machine, now
-from sgd_sai.lab.records import write_json
 from sgd_sai.memory import plan
 
 MODELS: dict[str, dict[str, Any]] = {

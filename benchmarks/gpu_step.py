@@ -28,8 +28,8 @@ from torch import Tensor
 
 from sgd_sai import SGDSaI
 from sgd_sai.cli import CommandError
+from sgd_sai.files import write_json
 from sgd_sai.lab.provenance import command, machine, now
-from sgd_sai.lab.records import write_json
 from sgd_sai.update import reference, triton_launch
 
 DTYPES = (torch.float32, torch.bfloat16)

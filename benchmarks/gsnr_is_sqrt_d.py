@@ -23,9 +23,9 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
 from sgd_sai.diagnostics import BlockMeasurement, measure_blocks
+from sgd_sai.files import write_json
 from sgd_sai.gsnr import Moments, combined, g_snr
 from sgd_sai.lab import provenance
-from sgd_sai.lab.records import write_json
 
 #: Kinds of blocks, by the first of these parts that occurs in a parameter's name.
 KINDS = {

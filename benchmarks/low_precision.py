@@ -20,9 +20,9 @@ import torch
 from scipy import stats
 
 from sgd_sai import SGDSaI, param_groups
+from sgd_sai.files import write_json
 from sgd_sai.lab import tuned
 from sgd_sai.lab.provenance import command, machine, now
-from sgd_sai.lab.records import write_json
 from sgd_sai.lab.tasks import ALL
 
 BF16 = torch.bfloat16

@@ -18,7 +18,7 @@ ROOMS = (
     ("optimizer",),
     ("diagnostics",),
     ("sgd_sai",),  # the public names
-    ("cli", "console", "html", "integrations", "peers"),
+    ("cli", "console", "factory", "files", "html", "integrations", "peers"),
     ("memory",),
     ("lab",),
     ("bench", "tools"),

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sgd_sai.lab.records import write_json
+from sgd_sai.files import write_json
 
 
 def test_what_is_short_stays_in_one_line(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from sgd_sai.bench import timing
 from sgd_sai.bench.timing import Series
 from sgd_sai.cli import CommandError
 from sgd_sai.console import print_table
+from sgd_sai.files import as_json, write_json
 from sgd_sai.lab.provenance import command, machine, now
-from sgd_sai.lab.records import write_json
 from sgd_sai.memory.models import MODELS, load
 from sgd_sai.peers import PEERS, check_installed
 
@@ -85,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         write_json(args.out, record)
     if args.json:
-        print(json.dumps(record, indent=2))
+        print(as_json(record), end="")
     else:
         _show(record)
     return 0

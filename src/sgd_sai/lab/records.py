@@ -12,15 +12,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sgd_sai.files import write_aside, write_json
+
 RUN, METRICS, CHECKPOINT, GSNR = "run.json", "metrics.jsonl", "checkpoint.pt", "gsnr.json"
 PICTURES, TEXT = "samples.png", "samples.txt"
-_SHORT = 140  # characters of JSON that stay in one line
 
 
 class DamagedRun(ValueError):
@@ -186,45 +185,6 @@ class Run:
             (folder / PICTURES).read_bytes() if (folder / PICTURES).is_file() else None,
             (folder / TEXT).read_text("utf-8") if (folder / TEXT).is_file() else None,
         )
-
-
-def write_aside(path: Path, content: str | bytes) -> None:
-    """Write a file aside and rename it: it is the old one or the new one, never half of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(content.encode() if isinstance(content, str) else content)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Wait until no other process holds `path`, an empty file, and hold it; a dying process lets it go."""
-    import fcntl  # which Windows lacks: records can be read there
-
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON aside and rename it; ValueError for a NaN or an infinity, which JSON has not."""
-    write_aside(path, _indented(value, "\n") + "\n")
-
-
-def _indented(value: Any, newline: str) -> str:
-    """Return JSON with a line for each member, but one for what is short or holds no list and no object."""
-    line = json.dumps(value, allow_nan=False)
-    members = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    if len(line) <= _SHORT or not any(isinstance(each, dict | list | tuple) for each in members):
-        return line
-    inner = newline + " "
-    lines = [_indented(each, inner) for each in members]
-    if isinstance(value, dict):
-        lines = [f"{json.dumps(str(name))}: {line}" for name, line in zip(value, lines, strict=True)]
-    left, right = "{}" if isinstance(value, dict) else "[]"
-    return left + inner + f",{inner}".join(lines) + newline + right
 
 
 class MetricsFile:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sgd_sai.lab.records import write_aside
+from sgd_sai.files import write_aside
 
 Row = dict[str, Any]
 #: Column → number → value.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,6 +14,7 @@ from torch import nn
 
 from sgd_sai.cli import CommandError
 from sgd_sai.console import print_table
+from sgd_sai.files import as_json, write_json
 from sgd_sai.memory import paper
 from sgd_sai.memory.models import MODELS, load
 from sgd_sai.memory.optimizers import PLANNED, select
@@ -67,11 +66,13 @@ def run(args: argparse.Namespace) -> int:
             record, show = _plans(args)
     except ValueError as error:
         raise CommandError(str(error)) from None
-    document = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     if args.out is not None:
-        _write(args.out, document)
+        try:
+            write_json(args.out, record)
+        except OSError as error:
+            raise CommandError(f"--out: cannot write {args.out}: {error.strerror}") from None
     if args.json:
-        print(document, end="")
+        print(as_json(record), end="")
     else:
         show()
     return 0
@@ -216,14 +217,3 @@ def _size(given: str) -> int:
             f"--fits: given {given!r}; allowed: a number and one of {', '.join(_UNITS)}, as 24GiB"
         )
     return int(float(match[1]) * _UNITS[match[2]])
-
-
-def _write(path: Path, document: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(document)
-        aside.replace(path)
-    except OSError as error:
-        raise CommandError(f"--out: cannot write {path}: {error.strerror}") from None
-    finally:
-        aside.unlink(missing_ok=True)

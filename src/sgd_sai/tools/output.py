@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,23 +13,12 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from sgd_sai.cli import CommandError
-from sgd_sai.lab import provenance as lab_provenance
-from sgd_sai.lab.records import write_aside
+from sgd_sai.files import as_json, write_aside
 
 
 def number(value: float) -> float | None:
     """Return a number as JSON has it: None for a NaN or an infinity."""
     return value if math.isfinite(value) else None
-
-
-def provenance() -> dict[str, Any]:
-    """Return command, date, machine and versions."""
-    return {
-        "command": lab_provenance.command(),
-        "date": lab_provenance.now(),
-        "machine": lab_provenance.machine(),
-        "versions": lab_provenance.versions(),
-    }
 
 
 def provenance_lines(record: dict[str, Any]) -> dict[str, list[str]]:
@@ -47,7 +35,7 @@ def provenance_lines(record: dict[str, Any]) -> dict[str, list[str]]:
 
 def print_json(record: dict[str, Any]) -> None:
     """Print a record as JSON, which has no NaN or Infinity."""
-    print(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
+    print(as_json(record), end="")
 
 
 def write(path: Path, page: str) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sgd_sai.cli import CommandError
+from sgd_sai.files import write_aside
 from sgd_sai.lab import packed
 from sgd_sai.lab.reading import read_runs
-from sgd_sai.lab.records import RUN, write_aside
+from sgd_sai.lab.records import RUN
 from sgd_sai.lab.report import figure, page
 from sgd_sai.lab.summary import by_task
 

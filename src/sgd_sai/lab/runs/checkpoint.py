@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from sgd_sai.lab.records import CHECKPOINT, DamagedRun, write_aside
+from sgd_sai.files import write_aside
+from sgd_sai.lab.records import CHECKPOINT, DamagedRun
 from sgd_sai.lab.runs import processes
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from sgd_sai.files import locked
 from sgd_sai.lab import optimizers, provenance
-from sgd_sai.lab.records import RUN, Record, RunConfig, locked
+from sgd_sai.lab.records import RUN, Record, RunConfig
 from sgd_sai.lab.runs import interrupt, processes
 from sgd_sai.lab.runs.training import Training, Watcher
 from sgd_sai.lab.tasks import ALL, Problem

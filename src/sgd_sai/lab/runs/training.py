@@ -17,8 +17,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from sgd_sai import gsnr
 from sgd_sai.diagnostics import GSNRRecorder
+from sgd_sai.files import write_aside
 from sgd_sai.lab import optimizers
-from sgd_sai.lab.records import GSNR, PICTURES, TEXT, BlockGSNR, MetricsFile, RunConfig, write_aside
+from sgd_sai.lab.records import GSNR, PICTURES, TEXT, BlockGSNR, MetricsFile, RunConfig
 from sgd_sai.lab.runs import checkpoint, processes
 from sgd_sai.lab.runs.prefetch import batches
 from sgd_sai.lab.tasks import Problem, Task

@@ -21,9 +21,10 @@ import optuna
 from rich.console import Console
 
 from sgd_sai.cli import CommandError
+from sgd_sai.files import write_aside
 from sgd_sai.lab import arguments, provenance
 from sgd_sai.lab.reading import read_runs
-from sgd_sai.lab.records import Record, RunConfig, write_aside
+from sgd_sai.lab.records import Record, RunConfig
 from sgd_sai.lab.runs import runner
 from sgd_sai.lab.runs.run_pool import end_without, outcome
 from sgd_sai.lab.sweep import page

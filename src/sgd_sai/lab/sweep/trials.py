@@ -16,7 +16,8 @@ import psutil
 from optuna.trial import TrialState
 
 from sgd_sai.cli import CommandError
-from sgd_sai.lab.records import Record, locked
+from sgd_sai.files import locked
+from sgd_sai.lab.records import Record
 from sgd_sai.lab.sweep.axes import Axes, Point
 
 LARGEST = 1e9  # of either, for Optuna, which wants an end

@@ -17,7 +17,7 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from sgd_sai.lab.records import write_aside
+from sgd_sai.files import write_aside
 from sgd_sai.lab.schedules import Schedule
 from sgd_sai.lab.tasks.problem import Problem
 

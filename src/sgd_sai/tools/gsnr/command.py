@@ -8,7 +8,7 @@ from typing import Any
 from sgd_sai import console
 from sgd_sai.cli import CommandError
 from sgd_sai.diagnostics import GSNRRecorder, measure_blocks
-from sgd_sai.lab import arguments
+from sgd_sai.lab import arguments, provenance
 from sgd_sai.tools import options, output
 from sgd_sai.tools.gsnr import page, record
 from sgd_sai.tools.gsnr.cost import Cost, measure_cost
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
             found["sentences"] += record.training_sentences(traces)
     except ValueError as error:
         raise CommandError(str(error)) from None
-    found |= output.provenance()
+    found |= provenance.record()
     if args.html is not None:
         output.write(args.html, page.build(found))
     if args.json:
@@ -86,7 +86,7 @@ def _print(found: dict[str, Any]) -> None:
 def _cost(workload: Workload, args: argparse.Namespace) -> int:
     cost: Cost = measure_cost(workload)
     if args.json:
-        found = {"workload": workload.name, **vars(cost), "share": cost.share, **output.provenance()}
+        found = {"workload": workload.name, **vars(cost), "share": cost.share, **provenance.record()}
         output.print_json(found)
     else:
         every = GSNRRecorder(workload.named).every

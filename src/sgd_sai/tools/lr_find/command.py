@@ -9,7 +9,7 @@ from sgd_sai import console, gsnr
 from sgd_sai.cli import CommandError
 from sgd_sai.diagnostics import Measurement, measure_blocks
 from sgd_sai.gsnr import Normalize
-from sgd_sai.lab import arguments, optimizers
+from sgd_sai.lab import arguments, optimizers, provenance
 from sgd_sai.tools import options, output
 from sgd_sai.tools.lr_find import page, transfer
 from sgd_sai.tools.lr_find.range_test import RangeTest, range_test
@@ -85,7 +85,7 @@ def _range(args: argparse.Namespace) -> int:
         "lowest": found.lowest,
         "adamw_ratio": ratio,
         "sentences": _sentences(found, optimizers.OPTIMIZERS[name].label, ratio),
-        **output.provenance(),
+        **provenance.record(),
     }
     if args.html is not None:
         output.write(args.html, page.build(record))

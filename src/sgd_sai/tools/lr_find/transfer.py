@@ -8,7 +8,7 @@ from typing import Any
 from sgd_sai import console
 from sgd_sai.cli import CommandError
 from sgd_sai.diagnostics import transfer_lr
-from sgd_sai.lab import arguments, tuned
+from sgd_sai.lab import arguments, provenance, tuned
 from sgd_sai.lab.tasks import TASKS
 from sgd_sai.tools import output
 from sgd_sai.tools.workload import load_workload
@@ -46,7 +46,7 @@ def run(asked: str | None, *, as_json: bool) -> int:
             )
     if not rows:
         raise CommandError("--tuned: none of these tasks has tuned learning rates of both adamw and sgd-sai")
-    record = {"tasks": rows, **output.provenance()}
+    record = {"tasks": rows, **provenance.record()}
     if as_json:
         output.print_json(record)
         return 0

@@ -1,0 +1,63 @@
+"""Files that are written whole or not at all, JSON that reads well, and locks between processes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Characters of JSON that stay on one line, whatever they hold.
+_SHORT = 140
+
+
+def write_aside(path: Path, content: str | bytes) -> None:
+    """Write a file aside and rename it: it is the old one or the new one, never half of it."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `as_json(value)` aside and rename it."""
+    write_aside(path, as_json(value))
+
+
+def as_json(value: Any) -> str:
+    """Return JSON with a line for each member, but one for what is short or holds no list and no object.
+
+    Raises:
+        ValueError: a NaN or an infinity, which JSON has not.
+    """
+    return _indented(value, "\n") + "\n"
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait until no other process holds `path`, an empty file, and hold it; a dying process lets it go."""
+    import fcntl  # which Windows lacks: records can be read there
+
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _indented(value: Any, newline: str) -> str:
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    members = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    if len(line) <= _SHORT or not any(isinstance(each, dict | list | tuple) for each in members):
+        return line
+    inner = newline + " "
+    lines = [_indented(each, inner) for each in members]
+    if isinstance(value, dict):
+        lines = [
+            f"{json.dumps(str(name), ensure_ascii=False)}: {line}"
+            for name, line in zip(value, lines, strict=True)
+        ]
+    left, right = "{}" if isinstance(value, dict) else "[]"
+    return left + inner + f",{inner}".join(lines) + newline + right
