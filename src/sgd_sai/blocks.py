@@ -105,15 +105,11 @@ def blocks_of(index: int, param: Tensor, grad: Tensor, state: State, group: Grou
     Args:
         index: the place of the parameter in the group.
         grad: its gradient, laid out over ranks as the parameter is.
-        state: its state; a missing compensation is created.
+        state: its state, with the buffers that the group's options ask for.
     """
     keys = gsnr_keys(group["split"])
     momentum: Tensor | None = state.get("momentum_buffer") if group["momentum"] != 0 else None
-    compensation: Tensor | None = None
-    if needs_compensation(param, group):
-        if "compensation" not in state:
-            state["compensation"] = torch.zeros_like(param)
-        compensation = state["compensation"]
+    compensation: Tensor | None = state["compensation"] if needs_compensation(param, group) else None
     m: Momentum
     if len(keys) == 1 and not param.is_complex() and "momentum_absmax" not in state:
         m = None if momentum is None else local(momentum)

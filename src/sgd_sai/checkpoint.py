@@ -17,10 +17,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sgd_sai.distributed.layout import laid_out_as
-from sgd_sai.given_scales import is_given
 from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.messages import listed, name_of, warn
-from sgd_sai.options import RULES, STATE_DTYPES, Group
+from sgd_sai.options import RULES, STATE_DTYPES, Group, is_given
 from sgd_sai.quantized import create_momentum8
 from sgd_sai.state import create_momentum, gsnr_keys
 

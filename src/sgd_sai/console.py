@@ -1,14 +1,19 @@
-"""Tables and sentences of the commands: drawn by `rich` on a terminal, plain text elsewhere or without it."""
+"""Tables, sentences and progress of the commands, drawn by `rich` on a terminal.
+
+Tables and sentences are plain text elsewhere, or without `rich`; progress is not shown.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
 
 _WIDE = 180  # columns, where there is no terminal
 
@@ -60,6 +65,17 @@ def print_sentence(text: str) -> None:
         print(f"• {text}")
     else:
         drawn_on.print(f"• {text}", markup=False)
+
+
+@contextmanager
+def progress(*columns: str | ProgressColumn) -> Iterator[Progress]:
+    """Yield a progress bar on stderr, which is gone when the work is done; nothing if that is no terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    errors = Console(stderr=True)
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as shown:
+        yield shown
 
 
 def _draw(

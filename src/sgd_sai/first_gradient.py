@@ -18,11 +18,11 @@ from sgd_sai.blocks import Block, start_momentum
 from sgd_sai.cuda_graph import capturing
 from sgd_sai.distributed.collectives import gather_over_ranks
 from sgd_sai.distributed.layout import part_of
-from sgd_sai.given_scales import given_gsnr, is_given
+from sgd_sai.given_scales import given_gsnr
 from sgd_sai.gsnr import UNLATCHED, Moments
 from sgd_sai.messages import listed, name_of, warn
-from sgd_sai.options import Group
-from sgd_sai.state import gsnr_of_group, is_unlatched
+from sgd_sai.options import Group, is_given
+from sgd_sai.state import State, gsnr_of_group, is_unlatched
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -36,7 +36,7 @@ def latch(optimizer: SGDSaI, gathered: Sequence[tuple[Group, Sequence[Block]]]) 
     """Give a scale to every unlatched block whose gradient allows it; `Block.rests` tells who stays.
 
     Args:
-        optimizer: its groups and its state are real; nothing stands in for them.
+        optimizer: the one that steps; its groups get the normalisers.
         gathered: the blocks that have a gradient in this step, group by group.
 
     With a process group this is collective while the normalisers are unknown: every rank must call it, with
@@ -99,8 +99,7 @@ def latch_measured(optimizer: SGDSaI, measured: Mapping[Tensor, Moments]) -> Non
             state = optimizer.state[group["params"][index]]
             state.setdefault("gsnr", UNLATCHED)
             if raw != UNLATCHED:
-                state["gsnr"] = raw
-                state.pop("momentum_buffer", None)
+                _freeze_before_momentum(state, "gsnr", raw)
     _record_normalizers(optimizer, raws, moments)
 
 
@@ -151,12 +150,18 @@ def _raw_gsnr(optimizer: SGDSaI, group: Group, index: int, moments: Moments) -> 
 
 def _freeze(block: Block, raw: float, group: Group) -> None:
     """Freeze G_snr; m₁ is this step's gradient, or with `measure_first` the next one."""
-    block.state[block.key] = raw
     if group["measure_first"]:
         block.rests = True
-        block.state.pop("momentum_buffer", None)  # absent = not begun: m₁ is the next gradient
+        _freeze_before_momentum(block.state, block.key, raw)
     else:
+        block.state[block.key] = raw
         start_momentum(block.momentum, block.grad, group["maximize"])
+
+
+def _freeze_before_momentum(state: State, key: str, raw: float) -> None:
+    """Freeze G_snr of a block whose m₁ is its next gradient: a buffer that is absent has not begun."""
+    state[key] = raw
+    state.pop("momentum_buffer", None)
 
 
 def _record_normalizers(optimizer: SGDSaI, raws: Sequence[float], moments: Sequence[Moments]) -> None:

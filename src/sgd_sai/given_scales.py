@@ -6,22 +6,16 @@ They are for wrappers that flatten parameters (DeepSpeed, FSDP1): in a flat piec
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from sgd_sai.distributed.collectives import told_by_ranks
 from sgd_sai.messages import listed
-from sgd_sai.options import Group
+from sgd_sai.options import Group, is_given
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-
-def is_given(scale: object) -> TypeGuard[Mapping[str, float]]:
-    """True for the option `scale` as raw G_snr by the names of parameters."""
-    return isinstance(scale, Mapping)
 
 
 def given_gsnr(group: Group, index: int) -> float:

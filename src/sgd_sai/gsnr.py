@@ -173,14 +173,19 @@ def measure(blocks: Sequence[Sequence[Tensor | Part]]) -> list[Moments]:
 
 def _sums_of_all(gradients: Sequence[Tensor]) -> Tensor:
     """(Σg, Σg², elements ≠ 0) of each gradient, all on one device, as a tensor of shape (gradients, 3)."""
-    rows = torch.empty(len(gradients), 3, dtype=_wide(gradients[0]), device=gradients[0].device)
     small: dict[tuple[int, torch.dtype], list[int]] = {}
+    others: list[int] = []
     for place, gradient in enumerate(gradients):
         size = gradient.numel()
         if size <= _SMALL and gradient.is_cpu:
             small.setdefault((size, gradient.dtype), []).append(place)
         else:
-            rows[place] = _sums(gradient)
+            others.append(place)
+    if not small:
+        return torch.stack([_sums(gradient) for gradient in gradients])
+    rows = torch.empty(len(gradients), 3, dtype=torch.float64, device="cpu")
+    for place in others:
+        rows[place] = _sums(gradients[place])
     for places in small.values():
         # Small tensors of one size, a row each: the sums of a row are the same in any company.
         x = torch.stack([gradients[place].reshape(-1) for place in places]).to(rows.dtype)
@@ -190,14 +195,9 @@ def _sums_of_all(gradients: Sequence[Tensor]) -> Tensor:
 
 def _sums(gradient: Tensor) -> Tensor:
     """The sums of one tensor as a tensor of shape (3,) on the gradient's device."""
-    wide = _wide(gradient)
+    wide = torch.float32 if gradient.device.type == "mps" else torch.float64  # Metal has no float64
     sums = torch.zeros(3, dtype=wide, device=gradient.device)
     for piece in torch.split(gradient.reshape(-1), _PIECE):
         x = piece.to(wide)
         sums += torch.stack((x.sum(), x.dot(x), piece.bool().count_nonzero()))
     return sums
-
-
-def _wide(gradient: Tensor) -> torch.dtype:
-    """The dtype of the sums: Metal has no float64."""
-    return torch.float32 if gradient.device.type == "mps" else torch.float64

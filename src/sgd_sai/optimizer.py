@@ -19,7 +19,7 @@ from sgd_sai.given_scales import check_names, check_whole
 from sgd_sai.gsnr import UNLATCHED, Rule, check_dense
 from sgd_sai.messages import name_of
 from sgd_sai.options import Group, check_options, check_params
-from sgd_sai.state import create_momentum, create_state, is_unlatched
+from sgd_sai.state import create_buffers, create_state, is_unlatched
 from sgd_sai.update import unscales, update
 
 if TYPE_CHECKING:
@@ -239,8 +239,7 @@ class SGDSaI(Optimizer):
         if not state:
             self._create_state(param, group)
         begins = group["momentum"] != 0 and "momentum_buffer" not in state
-        if begins:
-            create_momentum(state, param, group)
+        create_buffers(state, param, group)
         blocks = list(blocks_of(index, param, laid_out_as(param.grad, param), state, group))
         if begins:
             for block in blocks:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -43,6 +43,11 @@ class Option(NamedTuple):
     holds: Callable[[Any], bool]
 
 
+def is_given(scale: object) -> TypeGuard[Mapping[str, float]]:
+    """True for the option `scale` as raw G_snr by the names of parameters."""
+    return isinstance(scale, Mapping)
+
+
 def _is_number(given: Any) -> bool:
     return isinstance(given, Real) and not isinstance(given, bool)
 
@@ -72,11 +77,11 @@ def _allowed_lr(lr: Any) -> bool:
 
 
 def _is_scale(scale: Any) -> bool:
-    return isinstance(scale, str | Mapping) or callable(scale)
+    return isinstance(scale, str) or is_given(scale) or callable(scale)
 
 
 def _allowed_scale(scale: Any) -> bool:
-    if isinstance(scale, Mapping):
+    if is_given(scale):
         return all(_is_number(raw) and 0.0 < float(raw) < math.inf for raw in scale.values())
     return callable(scale) or scale in RULES
 
@@ -129,10 +134,6 @@ class Conflict(NamedTuple):
     why: str
 
 
-def _by_name(options: Group) -> bool:
-    return isinstance(options["scale"], Mapping)
-
-
 CONFLICTS = (
     Conflict(
         "foreach",
@@ -151,17 +152,17 @@ CONFLICTS = (
     ),
     Conflict(
         "blocks",
-        lambda given: _by_name(given) and given["blocks"] != "tensor",
+        lambda given: is_given(given["scale"]) and given["blocks"] != "tensor",
         "with a scale by name; allowed: 'tensor'",
     ),
     Conflict(
         "split",
-        lambda given: _by_name(given) and given["split"] != 1,
+        lambda given: is_given(given["scale"]) and given["split"] != 1,
         "with a scale by name; allowed: 1",
     ),
     Conflict(
         "normalize",
-        lambda given: _by_name(given) and given["normalize"] == "rms",
+        lambda given: is_given(given["scale"]) and given["normalize"] == "rms",
         "with a scale by name; allowed: True or False",
     ),
     Conflict(
@@ -251,7 +252,7 @@ def check_options(options: Group) -> None:
 def _shown(given: Any) -> str:
     if isinstance(given, Tensor) and given.numel() != 1:
         return f"a {given.dtype} tensor of shape {tuple(given.shape)}"
-    if isinstance(given, Mapping):
+    if is_given(given):
         name, raw = next((name, raw) for name, raw in given.items() if not _allowed_scale({name: raw}))
         return f"{raw!r} for {name!r}"
     return repr(given)
@@ -269,7 +270,7 @@ def check_params(
         process_group: the optimizer's.
     """
     options = {**defaults, **group}
-    if _by_name(options):
+    if is_given(options["scale"]):
         if not all(isinstance(given, tuple) for given in group["params"]):
             raise ValueError(
                 "scale: given by name, for parameters without names; allowed: model.named_parameters()"

@@ -25,9 +25,14 @@ def create_state(state: State, param: Tensor, group: Group) -> None:
     """Fill the empty state of a parameter whose blocks are without a scale."""
     # An empty parameter will never be measured, and must not be waited for.
     state.update(dict.fromkeys(gsnr_keys(group["split"]), UNLATCHED if param.numel() else 1.0))
-    if group["momentum"] != 0:
+    create_buffers(state, param, group)
+
+
+def create_buffers(state: State, param: Tensor, group: Group) -> None:
+    """Add the buffers that a state lacks: the options may have changed, or the momentum not begun."""
+    if group["momentum"] != 0 and "momentum_buffer" not in state:
         create_momentum(state, param, group)
-    if needs_compensation(param, group):
+    if needs_compensation(param, group) and "compensation" not in state:
         state["compensation"] = torch.zeros_like(param)
 
 

@@ -12,16 +12,16 @@ import torch
 from sgd_sai.bench import timing
 from sgd_sai.bench.timing import Series
 from sgd_sai.cli import CommandError
-from sgd_sai.console import print_table
+from sgd_sai.console import print_table, progress
 from sgd_sai.files import as_json, write_json
 from sgd_sai.lab.provenance import command, machine, now
 from sgd_sai.memory.models import MODELS, load
+from sgd_sai.memory.planner import DTYPES
 from sgd_sai.peers import PEERS, check_installed
 
 #: Those that can be timed: name → builder.
 TIMED = {name: peer.plain for name, peer in PEERS.items() if peer.plain is not None}
 LR = 1e-8  # a step costs the same whatever lr is; parameters shall stay what they are over many steps
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WARM_UP = 3  # rounds: state, scales, compiling
 _PACKAGES = (
     "torch",
@@ -153,13 +153,9 @@ def bench(
 
 
 def _rounds(series: list[Series], rounds: int, device: torch.device, what: str) -> None:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=rounds)
-        timing.interleave(series, rounds, device, lambda: progress.advance(task))
+    with progress() as shown:
+        task = shown.add_task(what, total=rounds)
+        timing.interleave(series, rounds, device, lambda: shown.advance(task))
 
 
 def _version(package: str) -> str | None:

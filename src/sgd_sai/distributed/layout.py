@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 def is_spread(tensor: Tensor) -> TypeIs[DTensor]:
     """True for a DTensor. There is none before its module, which is slow to import, has been imported."""
-    if type(tensor) is Tensor or type(tensor) is nn.Parameter:
-        return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 

@@ -22,7 +22,7 @@ from sgd_sai.optimizer import SGDSaI
 from sgd_sai.peers import release
 from sgd_sai.peers.imports import from_package, import_peer
 from sgd_sai.peers.muon import MuonAdamW
-from sgd_sai.peers.parameter import HEAD_NUMEL, attention
+from sgd_sai.peers.parameter import HEAD_NUMEL, attention, head_numel
 from sgd_sai.peers.state_bytes import HEADS
 
 #: (model, lr η, shrink κ) → optimizer.
@@ -96,11 +96,9 @@ def adam_mini(
         options: `lr`, `betas`, `weight_decay`.
     """
     found = None if model is None else attention(model)
-    head = HEAD_NUMEL
+    head = HEAD_NUMEL if model is None else head_numel(model)
     if found is not None:
-        width, heads = found
-        head = width * width // heads
-        options |= {"dim": width, "n_heads": heads}
+        options |= dict(zip(("dim", "n_heads"), found, strict=True))
     by_name = []
     for index, (name, param) in enumerate(named):
         by_head = found is not None or any(word in name.lower() for word in HEADS)

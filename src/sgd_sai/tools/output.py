@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html import escape
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress, TextColumn
-
+from sgd_sai import console
 from sgd_sai.cli import CommandError
 from sgd_sai.files import as_json, write_aside
 
@@ -38,20 +36,30 @@ def print_json(record: dict[str, Any]) -> None:
     print(as_json(record), end="")
 
 
-def write(path: Path, page: str) -> None:
-    """Write a page aside and rename it."""
-    try:
-        write_aside(path, page)
-    except OSError as error:
-        raise CommandError(f"--html: cannot write to {path}: {error.strerror}") from None
+def give(
+    record: dict[str, Any],
+    args: argparse.Namespace,
+    *,
+    page: Callable[[dict[str, Any]], str],
+    text: Callable[[dict[str, Any]], None],
+) -> int:
+    """Give a record as asked: as a page in the file --html, and on the terminal as --json or as `text`; 0."""
+    if args.html is not None:
+        try:
+            write_aside(args.html, page(record))
+        except OSError as error:
+            raise CommandError(f"--html: cannot write to {args.html}: {error.strerror}") from None
+    if args.json:
+        print_json(record)
+    else:
+        text(record)
+    return 0
 
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, float], None]]:
     """Show on the terminal where a training is; the function is called with (name, step, loss)."""
-    columns = (TextColumn("{task.description}"), TextColumn("step {task.completed}"))
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+    with console.progress("{task.description}", "step {task.completed}") as shown:
         lines: dict[str, Any] = {}
 
         def watch(name: str, step: int, loss: float) -> None:

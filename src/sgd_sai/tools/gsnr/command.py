@@ -49,14 +49,7 @@ def run(args: argparse.Namespace) -> int:
             found["sentences"] += record.training_sentences(traces)
     except ValueError as error:
         raise CommandError(str(error)) from None
-    found |= provenance.record()
-    if args.html is not None:
-        output.write(args.html, page.build(found))
-    if args.json:
-        output.print_json(found)
-    else:
-        _print(found)
-    return 0
+    return output.give(found | provenance.record(), args, page=page.build, text=_print)
 
 
 def _print(found: dict[str, Any]) -> None:

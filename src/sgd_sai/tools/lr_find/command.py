@@ -87,13 +87,7 @@ def _range(args: argparse.Namespace) -> int:
         "sentences": _sentences(found, optimizers.OPTIMIZERS[name].label, ratio),
         **provenance.record(),
     }
-    if args.html is not None:
-        output.write(args.html, page.build(record))
-    if args.json:
-        output.print_json(record)
-    else:
-        _print(record)
-    return 0
+    return output.give(record, args, page=page.build, text=_print)
 
 
 def _ratio(first: Measurement, optimizer: str) -> float:
