@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from sgd_sai import gsnr
-from sgd_sai.distributed.layout import is_spread, local, local_parts
+from sgd_sai.distributed.layout import first_elements, is_spread, local, local_parts
 from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.options import Group
 from sgd_sai.quantized import Momentum, Momentum8
+from sgd_sai.rounding import Noise, Rounding
 from sgd_sai.state import State, gsnr_keys, needs_compensation
 
 
@@ -23,7 +24,8 @@ class Block:
     """A parameter, or one of its equal parts, in one step: real views of the part that this rank holds.
 
     Attributes:
-        param, grad, momentum, compensation: θ, g, m and, for "kahan", c.
+        param, grad, momentum: θ, g and m.
+        rounding: how θ is rounded.
         whole_grad: the gradient of the whole parameter, laid out over ranks as the parameter is.
         state, key: where the block's raw G_snr is kept.
         index: the place of its parameter in the group.
@@ -33,7 +35,7 @@ class Block:
     param: Tensor
     grad: Tensor
     momentum: Momentum
-    compensation: Tensor | None
+    rounding: Rounding
     whole_grad: Tensor
     state: State
     key: str
@@ -54,7 +56,7 @@ class Columns(NamedTuple):
     grads: Sequence[Tensor]
     momenta: Sequence[Momentum]
     scales: Sequence[float]
-    compensations: Sequence[Tensor | None]
+    roundings: Sequence[Rounding]
 
 
 def columns_of(blocks: Sequence[Block], group: Group) -> Columns:
@@ -65,18 +67,23 @@ def columns_of(blocks: Sequence[Block], group: Group) -> Columns:
         grads=[block.grad for block in moving],
         momenta=[block.momentum for block in moving],
         scales=scales_of([block.gsnr for block in moving], group),
-        compensations=[block.compensation for block in moving],
+        roundings=[block.rounding for block in moving],
     )
 
 
-def plain_columns(group: Group, params: Sequence[Tensor], states: Mapping[Tensor, State]) -> Columns | None:
+def plain_columns(
+    group: Group, params: Sequence[Tensor], first: int, states: Mapping[Tensor, State]
+) -> Columns | None:
     """The columns of the parameters that have a gradient, if each is one real, dense, latched block here.
+
+    `first` is the place in the group of the first of these parameters.
 
     Nearly all parameters are. List by list this takes 3 ms less for a thousand tensors than making a `Block`
     of each, which is longer than their update takes.
     """
-    if group["split"] != 1 or group["rounding"] == "kahan":
+    if group["split"] != 1:
         return None
+    places = [place for place, param in enumerate(params, first) if param.grad is not None]
     params = [param for param in params if param.grad is not None]
     grads: list[Any] = [param.grad for param in params]
     of_params: list[Any] = list(map(states.get, params))
@@ -85,18 +92,37 @@ def plain_columns(group: Group, params: Sequence[Tensor], states: Mapping[Tensor
     raws = [state.get("gsnr", UNLATCHED) for state in of_params]
     if UNLATCHED in raws:
         return None
-    if group["momentum"] != 0:  # laid out as its parameter; one of 8 bits is of integers
-        momenta: list[Any] = [state.get("momentum_buffer") for state in of_params]
+    momenta: list[Any] = [None] * len(params)
+    tensors = grads
+    if group["momentum"] != 0:  # laid out as its parameter
+        momenta = [state.get("momentum_buffer") for state in of_params]
         tensors = grads + momenta
     elif any(map(is_spread, params)):
         return None
-    else:
-        momenta, tensors = [None] * len(params), grads
     if set(map(type, tensors)) != {Tensor} or {grad.layout for grad in grads} != {torch.strided}:
         return None
-    if not all(dtype.is_floating_point for dtype in {tensor.dtype for tensor in tensors}):
+    if not all(dtype.is_floating_point for dtype in {grad.dtype for grad in grads}):
         return None
-    return Columns(params, grads, momenta, scales_of(raws, group), [None] * len(params))
+    if any("momentum_absmax" in state for state in of_params):
+        absmaxes = [state.get("momentum_absmax") for state in of_params]
+        momenta = [m if a is None else Momentum8(m, a) for m, a in zip(momenta, absmaxes, strict=True)]
+    roundings = _plain_roundings(places, params, of_params, group)
+    return None if roundings is None else Columns(params, grads, momenta, scales_of(raws, group), roundings)
+
+
+def _plain_roundings(
+    places: Sequence[int], params: Sequence[Tensor], states: Sequence[State], group: Group
+) -> Sequence[Rounding] | None:
+    """How whole parameters are rounded; None where a compensation is still to be created."""
+    if group["rounding"] == "nearest":
+        return [None] * len(params)
+    if group["rounding"] == "stochastic":
+        bfloat16 = torch.bfloat16
+        return [Noise(i) if p.dtype == bfloat16 else None for i, p in zip(places, params, strict=True)]
+    needed = [needs_compensation(param, group) for param in params]
+    if any(of and "compensation" not in state for of, state in zip(needed, states, strict=True)):
+        return None
+    return [state["compensation"] if of else None for of, state in zip(needed, states, strict=True)]
 
 
 def blocks_of(index: int, param: Tensor, grad: Tensor, state: State, group: Group) -> Iterator[Block]:
@@ -108,24 +134,32 @@ def blocks_of(index: int, param: Tensor, grad: Tensor, state: State, group: Grou
         state: its state, with the buffers that the group's options ask for.
     """
     keys = gsnr_keys(group["split"])
-    momentum: Tensor | None = state.get("momentum_buffer") if group["momentum"] != 0 else None
-    compensation: Tensor | None = state["compensation"] if needs_compensation(param, group) else None
-    m: Momentum
-    if len(keys) == 1 and not param.is_complex() and "momentum_absmax" not in state:
-        m = None if momentum is None else local(momentum)
-        c = None if compensation is None else local(compensation)
-        yield Block(local(param), local(grad), m, c, grad, state, keys[0], index)
-        return
     n = len(keys)
+    momentum: Tensor | None = state.get("momentum_buffer") if group["momentum"] != 0 else None
+    m: Momentum
+    if n == 1 and not param.is_complex() and "momentum_absmax" not in state:
+        m = None if momentum is None else local(momentum)
+        [rounding] = _roundings(index, param, state, group, 1)
+        yield Block(local(param), local(grad), m, rounding, grad, state, keys[0], index)
+        return
     θs, gs = (map(gsnr.as_real, local_parts(tensor, n)) for tensor in (param, grad))
     ms: Iterator[Momentum] = repeat(None)
     if momentum is not None and "momentum_absmax" in state:
         ms = Momentum8(momentum, state["momentum_absmax"]).parts(n)
     elif momentum is not None:
         ms = map(gsnr.as_real, local_parts(momentum, n))
-    cs: Iterator[Tensor | None] = repeat(None) if compensation is None else iter(local_parts(compensation, n))
-    for θ, g, m, c, key in zip(θs, gs, ms, cs, keys, strict=False):
-        yield Block(θ, g, m, c, grad, state, key, index)
+    roundings = _roundings(index, param, state, group, n)
+    for θ, g, m, rounding, key in zip(θs, gs, ms, roundings, keys, strict=False):
+        yield Block(θ, g, m, rounding, grad, state, key, index)
+
+
+def _roundings(index: int, param: Tensor, state: State, group: Group, parts: int) -> Sequence[Rounding]:
+    """How each of the equal parts of a parameter is rounded."""
+    if needs_compensation(param, group):
+        return local_parts(state["compensation"], parts)
+    if group["rounding"] == "stochastic" and param.dtype == torch.bfloat16:
+        return [Noise(index, first) for first in first_elements(param, parts)]
+    return [None] * parts
 
 
 def scales_of(raws: Sequence[float], group: Group) -> list[float]:

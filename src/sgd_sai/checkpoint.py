@@ -40,6 +40,7 @@ def portable(state_dict: dict[str, Any], groups: list[Group]) -> dict[str, Any]:
                 saved[option] = float(value)
             elif isinstance(value, torch.dtype):
                 saved[option] = str(value)
+        saved["rounding_step"] = int(saved["rounding_step"])
         if callable(saved["scale"]):
             rule = saved["scale"] if hasattr(saved["scale"], "__qualname__") else type(saved["scale"])
             saved["scale"] = f"{rule.__module__}.{rule.__qualname__}"

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from sgd_sai.distributed.collectives import sum_over_ranks
 from sgd_sai.distributed.layout import Part, part_of
+from sgd_sai.kernels import moments as kernels
+from sgd_sai.kernels.tables import available
 
 #: The g-SNR of a block that has not yet met a finite, non-zero gradient. A float like any other, so that
 #: every checkpoint format keeps it; negative, so that it can be taken neither for a G_snr nor for a zero.
@@ -173,6 +175,8 @@ def measure(blocks: Sequence[Sequence[Tensor | Part]]) -> list[Moments]:
 
 def _sums_of_all(gradients: Sequence[Tensor]) -> Tensor:
     """(Σg, Σg², elements ≠ 0) of each gradient, all on one device, as a tensor of shape (gradients, 3)."""
+    if available(gradients[0].device):
+        return kernels.sums(gradients)
     small: dict[tuple[int, torch.dtype], list[int]] = {}
     others: list[int] = []
     for place, gradient in enumerate(gradients):

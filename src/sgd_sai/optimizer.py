@@ -75,8 +75,9 @@ class SGDSaI(Optimizer):
             `torch.bfloat16`: 2 bytes an element; "8bit": one byte, and a float32 for every 256 elements, in
             tensors of 4096 elements or more.
         rounding: how bfloat16 parameters are rounded: to "nearest"; "stochastic", with the right mean, by
-            torch's default generator; "kahan", which is exact to about float32 and takes 2 more bytes an
-            element. Float16 parameters can take "kahan".
+            bits that depend on the step, the parameter and the element alone (`sgd_sai.rounding`); "kahan",
+            which is exact to about float32 and takes 2 more bytes an element. Float16 parameters can take
+            "kahan".
         process_group: the ranks over which the maximum is taken, if each holds other parameters of the model
             (pipeline or expert parallelism). Until the maximum is known, every `step` of every rank joins one
             collective, also without gradients; afterwards none does. It is no part of the state: a copied or
@@ -88,7 +89,8 @@ class SGDSaI(Optimizer):
     State of each parameter: ``momentum_buffer``, and ``gsnr``, the raw G_snr as a float, −1 until the block
     latches (``gsnr_0``, ``gsnr_1``, … with `split`); ``momentum_absmax`` beside an 8-bit momentum;
     ``compensation`` with "kahan". Each group also has ``gsnr_max``, the largest G_snr of all groups at the
-    first latch, and ``gsnr_rms``, the divisor of "rms". There is no other state, so a checkpoint resumes
+    first latch, ``gsnr_rms``, the divisor of "rms", and ``rounding_step``, the number of the last step, from
+    which the bits of stochastic rounding follow. There is no other state, so a checkpoint resumes
     exactly. A saved state adds ``momentum_begun`` where a momentum of zeros may still wait for m₁.
 
     Raises:
@@ -147,6 +149,7 @@ class SGDSaI(Optimizer):
             "rounding": rounding,
             "gsnr_max": UNLATCHED,
             "gsnr_rms": UNLATCHED,
+            "rounding_step": 0,
         }
         self._tables: dict[tuple[int, int], dict[str, Any]] = {}  # of addresses on a GPU; no state
         if process_group is not None:
@@ -164,6 +167,8 @@ class SGDSaI(Optimizer):
             param_group = {**param_group, "params": [given] if isinstance(given, Tensor) else list(given)}
             check_options({**self.defaults, **param_group})
             check_params(param_group, self.defaults, self.param_groups, self.process_group)
+            # Each group has steps of its own, of 32 bits, or equal places would be rounded alike.
+            param_group.setdefault("rounding_step", len(self.param_groups) << 32)
         super().add_param_group(param_group)
         self._plain |= not all(isinstance(p, nn.Parameter) for p in self.param_groups[-1]["params"])
 
@@ -205,11 +210,13 @@ class SGDSaI(Optimizer):
         first_gradient.latch(self, [(g, blocks) for g, blocks in gathered if isinstance(blocks, list)])
         collected = []
         for group, blocks in gathered:
+            step = _next_step(group, compiling, alone=alone is not None)
             columns = columns_of(blocks, group) if isinstance(blocks, list) else blocks
             if columns.params:
                 tables = (id(group["params"][index or 0]), len(columns.params))
                 arguments = {
                     "lr": _lr_of(group, compiling),
+                    "step": step,
                     "group": group,
                     "compiling": compiling,
                     "amp": {key: getattr(self, key, None) for key in ("grad_scale", "found_inf")},
@@ -221,7 +228,7 @@ class SGDSaI(Optimizer):
     def _gather(self, group: Group, index: int | None) -> Columns | list[Block]:
         """The parameters of a group that have a gradient, or one of them: columns if all are plain."""
         params = group["params"] if index is None else [group["params"][index]]
-        if columns := plain_columns(group, params, self.state):
+        if columns := plain_columns(group, params, index or 0, self.state):
             return columns
         return [
             block
@@ -312,6 +319,20 @@ class SGDSaI(Optimizer):
 
 SGD_sai = SGDSaI
 """The name that the paper's tutorial and the authors' release use."""
+
+
+def _next_step(group: Group, compiling: bool, *, alone: bool) -> int | Tensor:
+    """The number of this step, for the bits of stochastic rounding; a parameter alone does not count it."""
+    last = group["rounding_step"]
+    if group["rounding"] != "stochastic":
+        return 0
+    if group["capturable"] and not isinstance(last, Tensor):  # a CUDA graph would keep an integer
+        last = group["rounding_step"] = torch.tensor(last, device=group["params"][0].device)
+    if isinstance(last, Tensor):
+        return last + 1 if alone else last.add_(1)
+    if not alone:
+        group["rounding_step"] = last + 1
+    return torch.tensor(last + 1, device="cpu") if compiling else last + 1
 
 
 def _lr_of(group: Group, compiling: bool) -> float | Tensor:

@@ -24,6 +24,7 @@ BLOCK = 256
 SMALLEST = 4096
 
 _LEVELS = 127
+_TINY = torch.finfo(torch.float32).tiny  # has a finite reciprocal
 
 
 @dataclass(slots=True)
@@ -35,14 +36,14 @@ class Momentum8:
 
     def read(self) -> Tensor:
         """The momentum as float32, in the shape and the memory order of the codes."""
-        y = _in_blocks(self.codes.float() / _LEVELS)
-        return _like(y * y.abs() * self.absmax.unsqueeze(1), self.codes)
+        codes = _in_blocks(self.codes.float())
+        return _like(codes * codes.abs() * (self.absmax / _LEVELS**2).unsqueeze(1), self.codes)
 
     def write(self, momentum: Tensor) -> None:
         """Encode `momentum`, of the codes' shape."""
         m = _in_blocks(torch.empty_like(self.codes, dtype=torch.float32).copy_(momentum))
         torch.amax(m.abs(), dim=1, out=self.absmax)
-        relative = m.abs() / self.absmax.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)
+        relative = m.abs().mul_(self.absmax.clamp_min(_TINY).reciprocal_().unsqueeze(1))
         self.codes.copy_(_like(relative.sqrt_().mul_(_LEVELS).round_().mul_(m.sign()), self.codes))
 
     def parts(self, n: int) -> Iterator[Momentum8]:

@@ -16,12 +16,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from sgd_sai.kernels import tables
 from sgd_sai.update import reference
 from sgd_sai.update import triton_launch as way
 
 pytest.importorskip("triton")
 
-KERNEL = "sgd_sai.update.triton_kernel"
+KERNEL = "sgd_sai.kernels.step_kernel"
 HALVES = (torch.float32, torch.bfloat16, torch.float16)
 MIXES = [
     *itertools.product(HALVES, HALVES, (*HALVES, None)),
@@ -39,7 +40,14 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def load_kernel(monkeypatch: pytest.MonkeyPatch, *, interpret: bool) -> ModuleType:
     """The kernel's module, for this test alone: Triton decides when it is imported who will run it."""
     monkeypatch.setenv("TRITON_INTERPRET", str(int(interpret)))
-    return load(monkeypatch, KERNEL, Path(way.__file__).with_name("triton_kernel.py"))
+    if interpret:  # also those that its language took for itself when it was imported
+        import triton
+        from triton.runtime.interpreter import InterpretedFunction
+
+        for name in ("cdiv", "max"):
+            if isinstance(function := getattr(triton.language, name), triton.JITFunction):
+                monkeypatch.setattr(triton.language, name, InterpretedFunction(function.fn))
+    return load(monkeypatch, KERNEL, Path(tables.__file__).with_name("step_kernel.py"))
 
 
 def load(monkeypatch: pytest.MonkeyPatch, name: str, path: Path) -> ModuleType:
@@ -61,17 +69,23 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
 @pytest.fixture
 def uploads(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """The dtypes of the tables in the order in which they are uploaded."""
-    upload, dtypes = way._upload, []
+    upload, dtypes = tables.upload, []
 
     def recorded(table: Tensor, device: torch.device) -> Tensor:
         dtypes.append(table.dtype)
         return upload(table, device)
 
-    monkeypatch.setattr(way, "_upload", recorded)
+    for module in (way, tables):
+        monkeypatch.setattr(module, "upload", recorded)
     return dtypes
 
 
 Lists = tuple[list[Tensor], list[Tensor], list[Tensor | None]]
+
+
+def launch(θs: Any, gs: Any, ms: Any, scales: list[float], **options: Any) -> None:
+    """A step of parameters that are rounded to nearest."""
+    way.update(θs, gs, ms, scales, roundings=[None] * len(θs), step=1, **options)
 
 
 def tensors(
@@ -106,7 +120,7 @@ def assert_same_step(
     """One step of each way from the same tensors ends at the same tensors."""
     options = OPTIONS | changed
     actual, expected = make(), make()
-    way.update(*actual, scales, **options, cache=cache)
+    launch(*actual, scales, **options, cache=cache)
     reference.update(*expected, scales, **options)
     assert_equal(actual, expected)
 
@@ -123,7 +137,7 @@ def test_equals_the_reference(device: torch.device, dtypes: tuple[torch.dtype | 
 def test_options_keep_the_precision_of_float64(device: torch.device) -> None:
     """0.1 and 0.3 as float32 would be 1e-8 away."""
     actual, expected = (tensors(device, (torch.float64,) * 3) for _ in range(2))
-    way.update(*actual, SCALES, **OPTIONS)
+    launch(*actual, SCALES, **OPTIONS)
     reference.update(*expected, SCALES, **OPTIONS)
     torch.testing.assert_close(actual, expected, rtol=1e-14, atol=1e-14)
 
@@ -132,7 +146,7 @@ def test_options_keep_the_precision_of_float64(device: torch.device) -> None:
 def test_momentum_that_is_the_gradient_stays_so_exactly(device: torch.device, momentum: float) -> None:
     θs, gs, _ = tensors(device)
     ms = [g.clone() for g in gs]
-    way.update(θs, gs, ms, SCALES, **OPTIONS | {"momentum": momentum})
+    launch(θs, gs, ms, SCALES, **OPTIONS | {"momentum": momentum})
     assert all(torch.equal(m, g) for m, g in zip(ms, gs, strict=True))
 
 
@@ -157,8 +171,8 @@ def test_hundreds_of_tiny_tensors_take_one_launch(device: torch.device) -> None:
 
 
 def test_nothing_to_do(device: torch.device) -> None:
-    way.update([], [], [], [], **OPTIONS)
-    way.update(*tensors(device, shapes=[(0, 3)]), [1.0], **OPTIONS)
+    launch([], [], [], [], **OPTIONS)
+    launch(*tensors(device, shapes=[(0, 3)]), [1.0], **OPTIONS)
 
 
 ORDERS: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
@@ -192,7 +206,7 @@ def test_any_order_in_memory(device: torch.device, order: str) -> None:
 
     cache: dict[str, Any] = {}
     assert_same_step(make, SCALES[:2], cache)
-    copied = any(copy is not None for launch in cache["launches"] for copy in launch.copies)
+    copied = any(launch.copies for launch in cache["launches"])
     assert copied == order.startswith(("other", "gaps", "expanded"))
 
 
@@ -203,7 +217,7 @@ def test_no_neighbour_is_touched_at_any_alignment(device: torch.device, offset: 
     before = [of_kind[0].clone() for of_kind in whole]
     inner: Any = [[of_kind[0][offset : offset + size]] for of_kind in whole]
     expected: Any = [[t[0].clone()] for t in inner]
-    way.update(*inner, [0.5], **OPTIONS)
+    launch(*inner, [0.5], **OPTIONS)
     reference.update(*expected, [0.5], **OPTIONS)
     assert_equal(inner, expected)
     for of_kind, old in zip(whole, before, strict=True):
@@ -220,13 +234,16 @@ def test_elements_beyond_2_to_the_31(device: torch.device) -> None:
     kernel.step[(1,)](
         torch.tensor([[0, elements // way.CHUNK]], dtype=torch.int32, device=device),
         torch.tensor([elements + 5], device=device),
-        torch.tensor([t.data_ptr() - 4 * elements for t in (θ, g, m)], device=device),
+        torch.tensor([t.data_ptr() - 4 * elements for t in (θ, g, m)] + [0, 0], device=device),
         torch.tensor([0.5], dtype=torch.float64, device=device),
+        None,
         torch.tensor([0.9, 0.3], dtype=torch.float64, device=device),
         torch.tensor(0.1, device=device),
         None,
         None,
+        None,
         *(kernel.TYPES[torch.float32] for _ in range(3)),
+        "nearest",
         False,
         way.CHUNK,
     )
@@ -235,7 +252,7 @@ def test_elements_beyond_2_to_the_31(device: torch.device) -> None:
 
 
 def test_chunks_of_a_tensor_beyond_2_to_the_31() -> None:
-    chunks = way._chunks(torch.tensor([1, 2**33 + 5, 0, way.CHUNK]))
+    chunks = tables.chunks_of(torch.tensor([1, 2**33 + 5, 0, way.CHUNK]), way.CHUNK)
     assert chunks.dtype == torch.int32
     assert len(chunks) == 1 + (2**33 // way.CHUNK + 1) + 1
     assert chunks[[0, 1, 2, -2, -1]].tolist() == [[0, 0], [1, 0], [1, 1], [1, 2**33 // way.CHUNK], [3, 0]]
@@ -246,10 +263,10 @@ def test_lr_as_a_tensor(device: torch.device, dtype: torch.dtype, uploads: list[
     lr = torch.tensor(0.125, dtype=dtype, device=device)
     cache: dict[str, Any] = {}
     actual, expected = tensors(device), tensors(device)
-    way.update(*actual, SCALES, **OPTIONS | {"lr": lr}, cache=cache)
+    launch(*actual, SCALES, **OPTIONS | {"lr": lr}, cache=cache)
     lr.fill_(0.5)
     uploads.clear()
-    way.update(*actual, SCALES, **OPTIONS | {"lr": lr}, cache=cache)
+    launch(*actual, SCALES, **OPTIONS | {"lr": lr}, cache=cache)
     assert not uploads
     for value in (0.125, 0.5):
         reference.update(*expected, SCALES, **OPTIONS | {"lr": value})
@@ -263,7 +280,7 @@ def test_grad_scale_divides_the_gradient_and_leaves_it_as_it_is(device: torch.de
         g *= 1024.0
     scaled = [g.clone() for g in actual[1]]
     options = OPTIONS | {"maximize": maximize}
-    way.update(*actual, SCALES, **options, grad_scale=torch.tensor(1024.0, device=device))
+    launch(*actual, SCALES, **options, grad_scale=torch.tensor(1024.0, device=device))
     assert all(torch.equal(g, s) for g, s in zip(actual[1], scaled, strict=True))
     reference.update(*expected, SCALES, **options)
     assert_equal((actual[0], [], actual[2]), (expected[0], [], expected[2]))
@@ -276,7 +293,7 @@ def test_found_inf(device: torch.device, found: float, order: str) -> None:
     if order == "gaps":
         actual[0][-1] = actual[0][-1].repeat(1, 2)[:, ::2]
     before = [t.clone() for of_kind in actual for t in of_kind]
-    way.update(*actual, SCALES, **OPTIONS, found_inf=torch.tensor([found], device=device))
+    launch(*actual, SCALES, **OPTIONS, found_inf=torch.tensor([found], device=device))
     same = [torch.equal(t, b) for t, b in zip(itertools.chain(*actual), before, strict=True)]
     moving = [i for i, b in enumerate(before) if b.numel() and not len(SHAPES) <= i < 2 * len(SHAPES)]
     assert [i for i, equal in enumerate(same) if not equal] == (moving if not found else [])
@@ -292,7 +309,7 @@ def test_tables_are_uploaded_when_something_has_changed(
 
     def step() -> list[torch.dtype]:
         uploads.clear()
-        way.update(θs, gs, ms, scales, **options, cache=cache)
+        launch(θs, gs, ms, scales, **options, cache=cache)
         reference.update(*expected, scales, **options)
         assert_equal((θs, gs, ms), expected)
         return list(uploads)
@@ -332,7 +349,7 @@ def test_the_gradient_in_another_order_at_the_same_address(
     cache: dict[str, Any] = {}
     for order in (of_params, *itertools.permutations((2, 1, 0)), of_params):
         g = gs[0].as_strided((2, 3, 4), arranged(torch.empty(24), order).stride())
-        way.update(θs, [g], ms, [1.0], **OPTIONS, cache=cache)
+        launch(θs, [g], ms, [1.0], **OPTIONS, cache=cache)
         reference.update(expected[0], [g], expected[2], [1.0], **OPTIONS)
         assert_equal((θs, [], ms), (expected[0], [], expected[2]))
 
@@ -341,7 +358,7 @@ def test_autograd_notices_the_step(device: torch.device) -> None:
     θ = torch.randn(3, device=device, requires_grad=True)
     loss = (θ * θ).sum()
     with torch.no_grad():
-        way.update([θ], [torch.randn(3, device=device)], [None], [1.0], **OPTIONS | {"momentum": 0.0})
+        launch([θ], [torch.randn(3, device=device)], [None], [1.0], **OPTIONS | {"momentum": 0.0})
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -349,7 +366,7 @@ def test_autograd_notices_the_step(device: torch.device) -> None:
 def test_available_and_imported_without_triton() -> None:
     program = """if True:
         import os, sys, torch
-        from sgd_sai.update import triton_launch as triton
+        from sgd_sai.kernels import tables as triton
         cpu = torch.device("cpu")
         os.environ.pop("TRITON_INTERPRET", None)
         print("triton" in sys.modules, triton.available(cpu), triton.available(torch.device("meta")))
@@ -363,10 +380,19 @@ def test_available_and_imported_without_triton() -> None:
     assert run.stdout.split() == ["False", "False", "False", "True", "False"]
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_compiles_ahead_of_time_to_vectors_of_16_bytes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: str, capability: int
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize(("θ", "m", "rounding"), [
+    ("float32", "float32", "nearest"),
+    ("float32", "int8", "nearest"),
+    ("bfloat16", "float32", "nearest"),
+    ("bfloat16", "bfloat16", "stochastic"),
+    ("bfloat16", "int8", "stochastic"),
+    ("bfloat16", None, "stochastic"),
+    ("bfloat16", "int8", "kahan"),
+    ("float16", None, "kahan"),
+])  # fmt: skip
+def test_compiles_to_vectors_of_16_bytes_and_few_registers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, θ: str, m: str | None, rounding: str, capability: int
 ) -> None:
     triton = pytest.importorskip("triton", minversion="3.3")  # older ones name the arguments otherwise
     from triton.backends.compiler import GPUTarget
@@ -374,11 +400,12 @@ def test_compiles_ahead_of_time_to_vectors_of_16_bytes(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel = load_kernel(monkeypatch, interpret=False)
     pointers = {
-        "chunks": "*i32", "sizes": "*i64", "addresses": "*i64", "scales": "*fp64", "factors": "*fp64",
-        "lr": "*fp32", "grad_scale": "*fp32", "found_inf": "*fp32",
+        "chunks": "*i32", "sizes": "*i64", "addresses": "*i64", "scales": "*fp64", "places": "*i64",
+        "factors": "*fp64", "lr": "*fp32", "count": "*i64", "grad_scale": "*fp32", "found_inf": "*fp32",
     }  # fmt: skip
-    of_dtype = kernel.TYPES[getattr(torch, dtype)]
-    constants = {"θ_type": of_dtype, "g_type": of_dtype, "m_type": of_dtype} | {
+    dtypes = [getattr(torch, θ), getattr(torch, θ), getattr(torch, m) if m else None]
+    constants = dict(zip(("θ_type", "g_type", "m_type"), map(kernel.TYPES.get, dtypes), strict=True)) | {
+        "rounding": rounding,
         "maximize": False,
         "chunk_size": way.CHUNK,
     }
@@ -386,11 +413,19 @@ def test_compiles_ahead_of_time_to_vectors_of_16_bytes(
         kernel.step, signature=pointers | dict.fromkeys(constants, "constexpr"), constexprs=constants
     )
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-    vectors = way.CHUNK * getattr(torch, dtype).itemsize // 16
-    threads = 32 * compiled.metadata.num_warps
-    assert len(re.findall(r"ld\.global\S*\.v4\.", compiled.asm["ptx"])) == 3 * vectors // threads
-    assert len(re.findall(r"st\.global\S*\.v4\.", compiled.asm["ptx"])) == 2 * vectors // threads
-    assert compiled.asm["cubin"]
+    written = [dtype for dtype in (dtypes[0], dtypes[2]) if dtype] + [dtypes[0]] * (rounding == "kahan")
+    for verb, moved in (("ld", [*written, dtypes[1]]), ("st", written)):
+        vectors = sum(way.CHUNK * dtype.itemsize // 16 for dtype in moved) // (
+            32 * compiled.metadata.num_warps
+        )
+        assert len(re.findall(rf"{verb}\.global\S*\.v4\.", compiled.asm["ptx"])) == vectors
+    (tmp_path / "step.cubin").write_bytes(compiled.asm["cubin"])
+    tool = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(tmp_path / "step.cubin")]
+    usage = subprocess.run(tool, capture_output=True, text=True, check=True).stdout
+    used = {name: int(count) for name, count in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    assert used["REG"] <= 96  # five programs on a multiprocessor at least, enough loads to fill its memory
+    assert used["STACK"] == used["LOCAL"] == 0  # nothing is spilled
+    assert compiled.metadata.shared <= 8192
 
 
 def test_no_argument_has_a_name_that_triton_takes_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,12 +447,12 @@ def test_no_step_waits_for_the_device() -> None:
     θs, gs, ms = tensors(cuda)
     numbers = {"grad_scale": torch.ones((), device=cuda), "found_inf": torch.zeros((), device=cuda)}
     cache: dict[str, Any] = {}
-    way.update(θs, gs, ms, SCALES, **OPTIONS, **numbers, cache=cache)
+    launch(θs, gs, ms, SCALES, **OPTIONS, **numbers, cache=cache)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for lr in (0.1, 0.1, 0.05, torch.ones((), device=cuda)):
             gs = [g.clone() for g in gs]
-            way.update(θs, gs, ms, SCALES, **OPTIONS | {"lr": lr}, **numbers, cache=cache)
+            launch(θs, gs, ms, SCALES, **OPTIONS | {"lr": lr}, **numbers, cache=cache)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -429,13 +464,13 @@ def test_cuda_graph_replays_with_the_lr_of_the_moment() -> None:
     lr = torch.tensor(0.1, device=cuda)
     options = OPTIONS | {"lr": lr}
     cache: dict[str, Any] = {}
-    way.update(*actual, SCALES, **options, cache=cache)
+    launch(*actual, SCALES, **options, cache=cache)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        way.update(*actual, SCALES, **options, cache=cache)
+        launch(*actual, SCALES, **options, cache=cache)
     # A step in between with other gradients takes new tables; the graph keeps its own.
     others = [torch.zeros_like(g) for g in actual[1]]
-    way.update(actual[0], others, actual[2], SCALES, **options, cache=cache)
+    launch(actual[0], others, actual[2], SCALES, **options, cache=cache)
     for value in (0.5, 0.25):
         lr.fill_(value)
         graph.replay()
@@ -454,7 +489,7 @@ def test_capture_without_tables_is_an_error() -> None:
         pytest.raises(RuntimeError, match="cannot be uploaded in a CUDA graph capture"),
         torch.cuda.graph(torch.cuda.CUDAGraph()),
     ):
-        way.update(*lists, SCALES, **OPTIONS, cache={})
+        launch(*lists, SCALES, **OPTIONS, cache={})
 
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "gpu_step.py"

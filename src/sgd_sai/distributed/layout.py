@@ -6,6 +6,8 @@ part alone.
 
 from __future__ import annotations
 
+import math
+import operator
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -67,16 +69,35 @@ def sharing_groups(tensor: Tensor) -> tuple[ProcessGroup, ...]:
     return tuple(group for group in groups if group.size() > 1)
 
 
+def _local_box(tensor: DTensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shape of the part of this rank, and the place of its first element in the whole."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return tuple(shape), tuple(offset)
+
+
 def _local_rows(tensor: Tensor, parts: int) -> list[int]:
     """How many rows of each of `parts` equal parts along dim 0 this rank holds; they follow each other."""
     rows = tensor.size(0) // parts
     if not is_spread(tensor):
         return [rows] * parts
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    shape, offset = _local_box(tensor)
     begin, end = offset[0], offset[0] + shape[0]
     return [max(0, min(end, (part + 1) * rows) - max(begin, part * rows)) for part in range(parts)]
+
+
+def first_elements(tensor: Tensor, parts: int) -> list[int]:
+    """The place in the whole tensor, row after row, of the first element of each part of this rank."""
+    if parts == 1 and not is_spread(tensor):
+        return [0]
+    begin = 0
+    if is_spread(tensor):
+        strides = [math.prod(tensor.shape[dim + 1 :]) for dim in range(tensor.dim())]
+        begin = sum(map(operator.mul, _local_box(tensor)[1], strides))
+    a_row = math.prod(tensor.shape[1:])
+    rows = _local_rows(tensor, parts) if parts > 1 else [0]
+    return [begin + a_row * sum(rows[:part]) for part in range(parts)]
 
 
 def local_parts(tensor: Tensor, parts: int) -> list[Tensor]:

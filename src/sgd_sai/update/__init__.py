@@ -6,7 +6,7 @@
     foreach         torch's multi-tensor operations; torch.compile gets these
     quantized       momentum in 8 bits, parameters rounded stochastically or with compensation
     cpu             fused on the CPU: torch's fused kernel, as few passes over θ, g and m as it allows
-    triton_launch   fused on CUDA: all tensors of a group in one launch of `triton_kernel`
+    triton_launch   fused on CUDA, for every dtype and rounding: one launch for all tensors of a kind
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any
 
 from torch import Tensor
 
+from sgd_sai.kernels.tables import available
 from sgd_sai.options import Group
-from sgd_sai.quantized import Momentum
+from sgd_sai.quantized import Momentum, Momentum8
+from sgd_sai.rounding import Rounding
 from sgd_sai.update import cpu, foreach, quantized, reference, triton_launch
 
 #: Moves parameters in place: see `reference.update` for the arguments.
@@ -29,9 +31,10 @@ def update(
     grads: Sequence[Tensor],
     momenta: Sequence[Momentum],
     scales: Sequence[float],
-    compensations: Sequence[Tensor | None],
+    roundings: Sequence[Rounding],
     *,
     lr: float | Tensor,
+    step: int | Tensor,
     group: Group,
     compiling: bool,
     amp: dict[str, Tensor | None],
@@ -40,7 +43,7 @@ def update(
     """Move the parameters of a group, on whatever devices they are, each the way that is fastest there.
 
     Args:
-        params, grads, momenta, scales, compensations, lr: as `reference.update` and `quantized.update`.
+        params, grads, momenta, scales, roundings, lr, step: as `reference.update` and `quantized.update`.
         group: the options.
         compiling: True while torch.compile traces the step.
         amp, cache: for `triton_launch.update`: what a GradScaler hands over, and where its tables are kept.
@@ -48,42 +51,45 @@ def update(
     if isinstance(lr, Tensor) and lr.dtype.itemsize == 2:
         lr = lr.float()  # or 1 − λη would be rounded to its few bits
     options = {name: group[name] for name in ("momentum", "weight_decay", "maximize")}
-    if group["state_dtype"] == "8bit" or group["rounding"] != "nearest":
-        rounding = group["rounding"]
-        quantized.update(
-            params, grads, momenta, scales, lr=lr, **options, rounding=rounding, compensations=compensations
-        )
-        return
-    for of_device in _by_device_type(params, grads, momenta, scales):
-        way = _choose(of_device[0][0], group, compiling)
-        more = {**amp, "cache": cache} if way is triton_launch.update else {}
-        way(*of_device, lr=lr, **options, **more)
+    narrow = Momentum8 in map(type, momenta) or any(rounding is not None for rounding in roundings)
+    for of_device in _by_device_type(params, grads, momenta, scales, roundings):
+        way = _choose(of_device[0][0], group, compiling, narrow)
+        if way is triton_launch.update:
+            more = {"roundings": of_device[4], "step": step, "cache": cache, **amp}
+        elif way is quantized.update:
+            more = {"roundings": of_device[4], "step": step}
+        else:
+            more = {}
+        way(*of_device[:4], lr=lr, **options, **more)
 
 
-def _choose(param: Tensor, group: Group, compiling: bool) -> Update:
-    """The way that the user asked for; None means the fastest there is."""
+def _choose(param: Tensor, group: Group, compiling: bool, narrow: bool) -> Update:
+    """The way that the user asked for; None means the fastest there is.
+
+    `narrow`: the momentum has 8 bits, or parameters are not rounded to nearest.
+    """
     if group["differentiable"]:
         return reference.update
     if compiling or group["foreach"]:
-        return foreach.update  # compiled, it is one graph
+        return quantized.update if narrow else foreach.update  # compiled, it is one graph
     if not group["fused"] and (group["foreach"], group["fused"]) != (None, None):
-        return reference.update
+        return quantized.update if narrow else reference.update
     if param.is_cpu:
-        return cpu.update
-    if triton_launch.available(param.device):
+        return quantized.update if narrow else cpu.update
+    if available(param.device):
         return triton_launch.update
     if group["fused"]:
         raise RuntimeError(
             f"fused=True requires Triton, which is unavailable on {param.device}; use foreach=True"
         )
-    return foreach.update
+    return quantized.update if narrow else foreach.update
 
 
 def unscales(param: Tensor, group: Group) -> bool:
     """True if the update of a parameter divides its gradient by a GradScaler's scale itself."""
-    if param.is_cpu or group["state_dtype"] == "8bit" or group["rounding"] != "nearest":
+    if param.is_cpu or not available(param.device):
         return False
-    return triton_launch.available(param.device) and _choose(param, group, False) is triton_launch.update
+    return _choose(param, group, False, False) is triton_launch.update
 
 
 def _by_device_type(params: Sequence[Tensor], *others: Sequence[Any]) -> list[tuple[Sequence[Any], ...]]:

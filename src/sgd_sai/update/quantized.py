@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
-from sgd_sai.quantized import BLOCK, Momentum8
+from sgd_sai.quantized import BLOCK, Momentum, Momentum8
+from sgd_sai.rounding import Noise, Rounding, exactly, round_to
 from sgd_sai.update import reference
 from sgd_sai.update.pieces import pieces
 
@@ -22,60 +22,46 @@ _PIECE_ELSEWHERE = 16384 * BLOCK
 def update(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
-    momenta: Sequence[Tensor | Momentum8 | None],
+    momenta: Sequence[Momentum],
     scales: Sequence[float],
     *,
+    roundings: Sequence[Rounding],
+    step: int | Tensor,
     lr: float | Tensor,
     momentum: float,
     weight_decay: float,
     maximize: bool,
-    rounding: str,
-    compensations: Sequence[Tensor | None],
 ) -> None:
     """Move every parameter by one step, in place.
 
-    Arguments as `reference.update`, and: `rounding`, see `round_to`; `compensations`, of θ's shape
-    and dtype, or None.
+    Arguments as `reference.update`, and: `roundings` and `step`, see `round_to`.
     """
-    for θ, g, m, G, c in zip(params, grads, momenta, scales, compensations, strict=True):
-        for θ_, g_, m_, c_ in _pieces(θ, g, m, c):
-            θ32 = θ_.float() if c_ is None else θ_.float() + c_.float()
+    for θ, g, m, G, rounding in zip(params, grads, momenta, scales, roundings, strict=True):
+        for θ_, g_, m_, rounding_ in _pieces(θ, g, m, rounding):
+            exact = exactly(θ_, rounding_)
             m32 = m_.read() if isinstance(m_, Momentum8) else m_
             reference.update(
-                [θ32], [g_], [m32], [G],
+                [exact], [g_], [m32], [G],
                 lr=lr, momentum=momentum, weight_decay=weight_decay, maximize=maximize,
             )  # fmt: skip
             if isinstance(m_, Momentum8) and m32 is not None:
                 m_.write(m32)
-            round_to(θ_, θ32, rounding, c_)
-
-
-def round_to(θ: Tensor, exact: Tensor, rounding: str, compensation: Tensor | None) -> None:
-    """Write `exact`, float32, to θ, rounded as asked for.
-
-    "stochastic": up or down with probabilities that make the mean right, with torch's default generator of
-    the device. "kahan": to nearest, and what that lost goes to `compensation`, of θ's dtype, which the next
-    step adds back.
-    """
-    if rounding == "stochastic" and θ.dtype == torch.bfloat16:
-        # A bfloat16 is the upper half of a float32: add a random lower half, drop the lower half.
-        noise = torch.randint_like(exact, 1 << 16, dtype=torch.int32)
-        θ.copy_((exact.view(torch.int32) + noise).bitwise_and_(-(1 << 16)).view(torch.float32))
-        return
-    θ.copy_(exact)
-    if compensation is not None:
-        compensation.copy_(exact - θ.float())
+            round_to(θ_, exact, rounding_, step)
 
 
 def _pieces(
-    θ: Tensor, g: Tensor, m: Tensor | Momentum8 | None, c: Tensor | None
-) -> Iterator[tuple[Tensor, Tensor, Tensor | Momentum8 | None, Tensor | None]]:
+    θ: Tensor, g: Tensor, m: Momentum, rounding: Rounding
+) -> Iterator[tuple[Tensor, Tensor, Momentum, Rounding]]:
     size = _PIECE.get(θ.device.type, _PIECE_ELSEWHERE)
-    if not isinstance(m, Momentum8):
-        yield from pieces(size, θ, g, m, c)
-        return
+    codes = m.codes if isinstance(m, Momentum8) else m
+    compensation = rounding if isinstance(rounding, Tensor) else None
     begin = 0
-    for θ_, g_, codes, c_ in pieces(size, θ, g, m.codes, c):
-        end = begin + -(-codes.numel() // BLOCK)
-        yield θ_, g_, Momentum8(codes, m.absmax[begin:end]), c_
-        begin = end
+    for θ_, g_, m_, c_ in pieces(size, θ, g, codes, compensation):
+        momentum = m_
+        if isinstance(m, Momentum8):
+            first = begin // BLOCK
+            momentum = Momentum8(m_, m.absmax[first : first - (-m_.numel() // BLOCK)])
+        if isinstance(rounding, Noise):
+            c_ = Noise(rounding.number, rounding.first + begin)
+        yield θ_, g_, momentum, c_
+        begin += θ_.numel()

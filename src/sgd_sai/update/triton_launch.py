@@ -1,56 +1,32 @@
-"""Algorithm 1 in one pass over θ, g and m on the GPU: one launch for all tensors of the same dtypes.
-
-The kernel finds the tensors by a table of addresses, and its programs find their work by a table of chunks
-of one size, so that a model's thousands of tiny tensors cost what their bytes cost. Tables are uploaded
-from pinned memory when something has changed, and no step waits for the device.
-
-Triton comes with torch on Linux; without a GPU its interpreter runs the same code (TRITON_INTERPRET=1).
-"""
+"""Algorithm 1 in one pass over θ, g and m on the GPU: one launch for all tensors of the same dtypes."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from contextlib import nullcontext
-from functools import cache as once
+from collections.abc import Iterator, Sequence
 from importlib import import_module
-from importlib.util import find_spec
-from typing import Any
+from operator import itemgetter
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from sgd_sai.kernels import tables
+from sgd_sai.kernels.tables import Table, capturing, order, upload
+from sgd_sai.quantized import Momentum, Momentum8
+from sgd_sai.rounding import Noise, Rounding
+
 # Elements that one program moves: 16 a thread, in vectors of 16 bytes.
 CHUNK = 2048
-
-_Block = tuple[Tensor, Tensor, Tensor | None]
-
-
-def available(device: torch.device) -> bool:
-    """True if `update` can run there: Triton is installed, and the device is a GPU that it compiles for.
-
-    The CPU counts while TRITON_INTERPRET=1.
-    """
-    if not _installed():
-        return False
-    if device.type == "cpu":
-        return os.environ.get("TRITON_INTERPRET") == "1"
-    if device.type != "cuda":
-        return False
-    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-@once
-def _installed() -> bool:
-    return find_spec("triton") is not None
 
 
 def update(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
-    momenta: Sequence[Tensor | None],
+    momenta: Sequence[Momentum],
     scales: Sequence[float],
     *,
+    roundings: Sequence[Rounding],
+    step: int | Tensor,
     lr: float | Tensor,
     momentum: float,
     weight_decay: float,
@@ -59,10 +35,10 @@ def update(
     found_inf: Tensor | None = None,
     cache: dict[str, Any] | None = None,
 ) -> None:
-    """Move every parameter by one step, in place. Arguments and arithmetic as `reference.update`, and:
+    """Move every parameter by one step, in place. Arguments and arithmetic as `quantized.update`, and:
 
     Args:
-        lr: a tensor on the parameters' device is read there, when the step runs.
+        lr, step: tensors on the parameters' device are read there, when the kernel runs.
         grad_scale: one element on the device; every gradient is divided by it, as `torch.amp.GradScaler`
             asks of a fused optimizer. The gradients themselves stay as they are.
         found_inf: one element on the device; unless it is 0, nothing is changed.
@@ -76,147 +52,171 @@ def update(
         RuntimeError: in a CUDA graph capture, the tables do not fit and cannot be uploaded.
     """
     cache = {} if cache is None else cache
-    blocks = list(zip(params, grads, momenta, strict=True))
-    layout = [_layout(*block) for block in blocks]
-    if cache.get("layout") != layout:
-        cache["launches"] = _launches(blocks)
+    operands = _Operands(params, grads, momenta, roundings)
+    if cache.get("layout") != (layout := operands.layout()):
+        cache["launches"] = operands.launches()
         cache["layout"] = layout
+    addresses = operands.addresses()
     for launch in cache["launches"]:
-        arguments = launch(blocks, scales, lr, [momentum, weight_decay], maximize, grad_scale, found_inf)
-        if _capturing(launch.device):  # a replay reads what the capture was given, also after it was replaced
+        factors = [momentum, weight_decay]
+        arguments = launch(operands, addresses, scales, lr, step, factors, maximize, grad_scale, found_inf)
+        if capturing(launch.device):  # a replay reads what the capture was given, also after it was replaced
             cache.setdefault("captured", []).append((launch, arguments))
-    torch.autograd.graph.increment_version([t for θ, _, m in blocks for t in (θ, m) if t is not None])
+    torch.autograd.graph.increment_version(operands.written())
 
 
-def _layout(θ: Tensor, g: Tensor, m: Tensor | None) -> tuple[object, ...]:
-    """All that a launch depends on for as long as it lives; the addresses may change."""
-    of_m = None if m is None else (m.dtype, _lie(m))
-    return θ.device, θ.dtype, g.dtype, _lie(θ), _lie(g), of_m
+class _Operands:
+    """The tensors of a step in columns, one after the other: all θ, g, m, absmax of m, and compensations.
 
+    They are looked at column by column, which takes a fraction of the time of doing it block by block.
+    """
 
-def _lie(tensor: Tensor) -> object:
-    """How the elements lie in memory; the shape of contiguous ones makes no difference, and takes time."""
-    return tensor.numel() if tensor.is_contiguous() else (tensor.shape, tensor.stride())
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        momenta: Sequence[Momentum],
+        roundings: Sequence[Rounding],
+    ) -> None:
+        self.blocks = len(params)
+        codes: Sequence[Any] = momenta
+        absmaxes: Sequence[Tensor | None] = [None] * self.blocks
+        if Momentum8 in map(type, momenta):
+            codes = [m.codes if isinstance(m, Momentum8) else m for m in momenta]
+            absmaxes = [m.absmax if isinstance(m, Momentum8) else None for m in momenta]
+        losses: Sequence[Any] = roundings
+        self.noises: Sequence[Noise | None] = [None] * self.blocks
+        if Noise in map(type, roundings):
+            losses = [None if isinstance(of, Noise) else of for of in roundings]
+            self.noises = [of if isinstance(of, Noise) else None for of in roundings]
+        self.tensors: list[Tensor | None] = [*params, *grads, *codes, *absmaxes, *losses]
+        self.given = [tensor for tensor in self.tensors if tensor is not None]
 
+    def of_block(self, place: int) -> list[Tensor | None]:
+        """The tensors of a block in their order."""
+        return self.tensors[place :: self.blocks]
 
-def _launches(blocks: list[_Block]) -> list[_Launch]:
-    """One for each device and triple of dtypes, over the blocks that have elements."""
-    alike: dict[object, list[int]] = {}
-    for place, (θ, g, m) in enumerate(blocks):
-        if θ.numel() > 0:
-            alike.setdefault((θ.device, θ.dtype, g.dtype, m is None or m.dtype), []).append(place)
-    return [_Launch(places, [blocks[place] for place in places]) for places in alike.values()]
+    def layout(self) -> tuple[object, ...]:
+        """All that the launches depend on for as long as they live; the addresses may change."""
+        in_order: list[object] = list(map(Tensor.is_contiguous, self.given))
+        if not all(in_order):
+            in_order = [None if t.is_contiguous() else (t.shape, t.stride()) for t in self.given]
+        return (
+            [tensor is None for tensor in self.tensors],
+            [tensor.dtype for tensor in self.given],
+            list(map(Tensor.numel, self.given)),
+            in_order,
+            [tensor.device for tensor in self.given[: self.blocks]],
+            self.noises,
+        )
+
+    def addresses(self) -> list[int]:
+        """Of the tensors; 0 for None."""
+        if len(self.given) == len(self.tensors):
+            return list(map(Tensor.data_ptr, self.given))
+        return [0 if tensor is None else tensor.data_ptr() for tensor in self.tensors]
+
+    def is_gradient(self, index: int) -> bool:
+        """True for those of the tensors that a step does not change."""
+        return self.blocks <= index < 2 * self.blocks
+
+    def written(self) -> list[Tensor]:
+        """The tensors that a step changes."""
+        return self.given[: self.blocks] + self.given[2 * self.blocks :]
+
+    def launches(self) -> list[_Launch]:
+        """One for each kind of blocks that have elements."""
+        alike: dict[object, list[int]] = {}
+        for place in range(self.blocks):
+            θ, g, m, _, c = self.of_block(place)
+            assert θ is not None
+            assert g is not None
+            kind = θ.device, θ.dtype, g.dtype, m is None or m.dtype, c is None, self.noises[place] is None
+            if θ.numel() > 0:
+                alike.setdefault(kind, []).append(place)
+        return [_Launch(self, places) for places in alike.values()]
 
 
 class _Launch:
     """Some blocks of a step, and the tables by which the kernel finds them."""
 
-    def __init__(self, places: list[int], blocks: list[_Block]) -> None:
-        θ, g, m = blocks[0]
+    def __init__(self, operands: _Operands, places: list[int]) -> None:
+        blocks: list[Any] = [operands.of_block(place) for place in places]
+        θ, g, m, _, c = blocks[0]
+        noises = [operands.noises[place] for place in places]
         self.places = places
         self.device = θ.device
         self.dtypes = θ.dtype, g.dtype, None if m is None else m.dtype
-        sizes = torch.tensor([θ.numel() for θ, _, _ in blocks], device="cpu")
-        self.sizes = _upload(sizes, self.device)
-        self.chunks = _upload(_chunks(sizes), self.device)
-        self.addresses = _Table(torch.int64, self.device)
-        self.scales = _Table(torch.float64, self.device)
-        self.options = _Table(torch.float64, self.device)
-        self.lr = _Table(torch.float64, self.device)
-        self.copies = [_copy_of(t, block[0]) for block in blocks for t in block]
+        self.rounding = "stochastic" if noises[0] is not None else "nearest" if c is None else "kahan"
+        sizes = torch.tensor([block[0].numel() for block in blocks], device="cpu")
+        self.sizes = upload(sizes, self.device)
+        self.chunks = upload(tables.chunks_of(sizes, CHUNK), self.device)
+        self.noises = None
+        if noises[0] is not None:
+            self.noises = upload(torch.tensor(noises, dtype=torch.int64, device="cpu"), self.device)
+        self.addresses = Table(torch.int64, self.device)
+        self.scales = Table(torch.float64, self.device)
+        self.factors = Table(torch.float64, self.device)
+        self.lr = Table(torch.float64, self.device)
+        self.step = Table(torch.int64, self.device)
+        self.copies: list[tuple[int, Tensor]] = []  # where among the operands, and the room
+        rows = [[place + kind * operands.blocks for kind in range(5)] for place in places]
+        for row, block in zip(rows, blocks, strict=True):
+            for kind, copy in _copies(*block):
+                self.copies.append((row[kind], copy))
+                row[kind] = len(operands.tensors) + len(self.copies) - 1
+        self.rows = itemgetter(*(index for row in rows for index in row))
 
     def __call__(
         self,
-        blocks: list[_Block],
+        operands: _Operands,
+        addresses: list[int],
         scales: Sequence[float],
         lr: float | Tensor,
-        options: list[float],
+        step: int | Tensor,
+        factors: list[float],
         maximize: bool,
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         """Move the blocks of this launch; returns the tensors that the kernel was given."""
-        originals = [t for place in self.places for t in blocks[place]]
-        operands = [
-            t if copy is None or t is None else copy.copy_(t)
-            for t, copy in zip(originals, self.copies, strict=True)
-        ]
-        if isinstance(lr, Tensor) and lr.device.type == self.device.type:
-            η = self._here(lr)
-        else:
-            η = self.lr.of([float(lr)])
+        copied = [(copy.copy_(cast(Tensor, operands.tensors[i])), i) for i, copy in self.copies]
         arguments = (
             self.chunks,
             self.sizes,
-            self.addresses.of([0 if t is None else t.data_ptr() for t in operands]),
+            self.addresses.of(self.rows(addresses + [copy.data_ptr() for copy, _ in copied])),
             self.scales.of([scales[place] for place in self.places]),
-            self.options.of(options),
-            η,
-            self._here(grad_scale),
-            self._here(found_inf),
+            self.noises,
+            self.factors.of(factors),
+            self._here(lr, self.lr),
+            None if self.noises is None else self._here(step, self.step),
+            None if grad_scale is None else grad_scale.to(self.device, non_blocking=True),
+            None if found_inf is None else found_inf.to(self.device, non_blocking=True),
         )
-        kernel = import_module("sgd_sai.update.triton_kernel")
+        kernel = import_module("sgd_sai.kernels.step_kernel")
         types = (kernel.TYPES[dtype] for dtype in self.dtypes)
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            kernel.step[(len(self.chunks),)](*arguments, *types, maximize, CHUNK)
-        for i, (t, copy) in enumerate(zip(originals, self.copies, strict=True)):
-            if copy is not None and t is not None and i % 3 != 1:  # g stays as it is
-                t.copy_(copy)
+        with tables.on(self.device):
+            kernel.step[(len(self.chunks),)](*arguments, *types, self.rounding, maximize, CHUNK)
+        for copy, i in copied:
+            if not operands.is_gradient(i):
+                cast(Tensor, operands.tensors[i]).copy_(copy)
         return arguments
 
-    def _here(self, number: Tensor | None) -> Tensor | None:
-        return None if number is None else number.to(self.device, non_blocking=True)
+    def _here(self, number: float | Tensor, table: Table) -> Tensor:
+        """A number where the kernel reads it: a tensor of this kind of device as it is, others uploaded."""
+        if isinstance(number, Tensor) and number.device.type == self.device.type:
+            return number.to(self.device, non_blocking=True)
+        return table.of([number.item() if isinstance(number, Tensor) else number])
 
 
-class _Table:
-    """Numbers that the kernel reads, uploaded again only when they have changed."""
+def _copies(
+    θ: Tensor, g: Tensor, m: Tensor | None, absmax: Tensor | None, c: Tensor | None
+) -> Iterator[tuple[int, Tensor]]:
+    """Room for a copy of each tensor that does not lie in the dense order of the block, after its kind.
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self.dtype = dtype
-        self.device = device
-        self.values: list[float] | list[int] = []
-        self.tensor: Tensor
-
-    def of(self, values: list[float] | list[int]) -> Tensor:
-        if values != self.values:
-            # A new tensor each time: a captured graph may go on reading the old one.
-            self.tensor = _upload(torch.tensor(values, dtype=self.dtype, device="cpu"), self.device)
-            self.values = values
-        return self.tensor
-
-
-def _chunks(sizes: Tensor) -> Tensor:
-    """The number of a tensor and that of a chunk of it, for every chunk: int32 (chunks, 2)."""
-    counts = (sizes + CHUNK - 1) // CHUNK
-    tensors = torch.arange(len(sizes), device="cpu").repeat_interleave(counts)
-    first = counts.cumsum(0) - counts
-    return torch.stack((tensors, torch.arange(len(tensors), device="cpu") - first[tensors]), dim=1).int()
-
-
-def _copy_of(tensor: Tensor | None, θ: Tensor) -> Tensor | None:
-    """Room for a copy in the dense order nearest to θ's, or None where the tensor lies in it already."""
-    if tensor is None or _order(tensor) == _order(torch.empty_like(θ, device="meta")):
-        return None
-    return torch.empty_like(θ, dtype=tensor.dtype)
-
-
-def _order(tensor: Tensor) -> list[int]:
-    """The order of the elements in memory; a dim of one element has no part in it."""
-    return [step for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size != 1]
-
-
-def _upload(table: Tensor, device: torch.device) -> Tensor:
-    """The table on the device, without waiting for it."""
-    if device.type == "cpu":
-        return table
-    if _capturing(device):
-        raise RuntimeError(
-            "SGDSaI: the tables of this step have changed, and cannot be uploaded in a CUDA graph capture; "
-            "allowed: the options and the gradients' addresses of the step before "
-            "(zero_grad(set_to_none=False) keeps them), and lr as a tensor on the GPU"
-        )
-    return table.pin_memory().to(device, non_blocking=True)
-
-
-def _capturing(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    The order is that nearest to θ's. A momentum in 8 bits has its own, since its elements share scales.
+    """
+    dense = torch.empty_like(θ, device="meta") if m is None or absmax is None else m
+    for kind, tensor in enumerate((θ, g, m, None, c)):
+        if tensor is not None and order(tensor) != order(dense):
+            yield kind, torch.empty_strided(dense.shape, dense.stride(), dtype=tensor.dtype, device=θ.device)

@@ -1,0 +1,239 @@
+"""One step of Algorithm 1 as a Triton kernel: one pass over θ, g and m, whatever their bits.
+
+Each program moves one chunk of one tensor. The arithmetic is that of `update.reference`, momentum in 8 bits
+is that of `quantized.Momentum8`, and rounding is that of `rounding.round_to`.
+"""
+
+# Triton's language has no types for mypy, and none of its own but tl.constexpr.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+
+import torch
+import triton
+import triton.language as tl
+
+from sgd_sai.quantized import BLOCK
+
+TYPES = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+    torch.int8: tl.int8,
+    None: None,
+}
+
+_QUANTUM = tl.constexpr(BLOCK)  # elements that share a scale of a momentum in 8 bits
+_LEVELS = tl.constexpr(127.0)
+_TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
+_HALF_EVEN = tl.constexpr(1.5 * 2**23)  # added to a float32 and subtracted, it leaves an integer
+
+
+@triton.jit
+def step(
+    chunks,
+    sizes,
+    addresses,
+    scales,
+    places,
+    factors,
+    lr,
+    count,
+    grad_scale,
+    found_inf,
+    θ_type: tl.constexpr,
+    g_type: tl.constexpr,
+    m_type: tl.constexpr,
+    rounding: tl.constexpr,
+    maximize: tl.constexpr,
+    chunk_size: tl.constexpr,
+):
+    """Move the tensors of the tables by one step.
+
+    Args:
+        chunks: int32 (programs, 2), a tensor's number and the number of a chunk of it.
+        sizes: int64 (tensors,), elements.
+        addresses: int64 (tensors, 5), of θ, g, m, m's absmax and θ's compensation, in bytes.
+        scales: float64 (tensors,), G̃.
+        places: int64 (tensors, 2), `rounding.Noise` of the tensors, or None.
+        factors: float64 (2,), μ and λ.
+        lr: η, one element of any floating dtype.
+        count: int64, one element, the number of the step, of which the noise depends.
+        grad_scale: None, or one element that divides every gradient.
+        found_inf: None, or one element; unless it is 0, nothing is written.
+        θ_type, g_type, m_type: what lies at the addresses; m_type None: no momentum.
+        rounding: "nearest", "stochastic" or "kahan".
+        maximize: ascend.
+        chunk_size: elements of a chunk, a power of two and a multiple of 256.
+    """
+    if found_inf is not None:  # noqa: SIM102, it is decided when compiling and `and` would not be
+        if tl.load(found_inf) != 0:
+            return
+
+    program = tl.program_id(0)
+    tensor = tl.load(chunks + 2 * program)
+    # 64 bits, since a tensor may have more than 2³¹ elements; 2³¹ chunks are more than any memory holds.
+    start = tl.load(chunks + 2 * program + 1).to(tl.int64) * chunk_size
+    left = tl.load(sizes + tensor) - start
+    at = addresses + 5 * tensor
+
+    # Factors are float64 until they meet the tensors, as Python's floats are in the reference.
+    wide: tl.constexpr = tl.float64 if θ_type == tl.float64 else tl.float32
+    η = tl.load(lr).to(tl.float64)
+    decayed = (1.0 - tl.load(factors + 1) * η).to(wide)
+    ηG = (η * tl.load(scales + tensor)).to(wide)
+    rate = (1.0 - tl.load(factors)).to(wide)
+    sign = -1.0 if maximize else 1.0
+    if grad_scale is not None:
+        sign = (sign / tl.load(grad_scale).to(tl.float64)).to(wide)
+    key = 0
+    first = start
+    if rounding == "stochastic":
+        key = _key(tl.load(count), tl.load(places + 2 * tensor))
+        first += tl.load(places + 2 * tensor + 1)
+
+    _chunk(
+        tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3), tl.load(at + 4), start, left,
+        sign, rate, decayed, ηG, key, first,
+        θ_type, g_type, m_type, rounding, wide, chunk_size,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["size", "number", "count"])
+def step_alone(
+    θ_address, g_address, m_address, absmax_address, c_address, size,
+    sign, rate, decayed, ηG, number, count,
+    θ_type: tl.constexpr, g_type: tl.constexpr, m_type: tl.constexpr,
+    rounding: tl.constexpr, chunk_size: tl.constexpr,
+):  # fmt: skip
+    """Move one tensor, not of float64, by one step: no table is needed, and every factor is a number."""
+    start = tl.program_id(0).to(tl.int64) * chunk_size
+    key = 0
+    if rounding == "stochastic":
+        key = _key(count.to(tl.int64), number)
+    _chunk(
+        θ_address.to(tl.int64), g_address.to(tl.int64), m_address.to(tl.int64),
+        absmax_address.to(tl.int64), c_address.to(tl.int64), start, size - start,
+        sign, rate, decayed, ηG, key, start,
+        θ_type, g_type, m_type, rounding, tl.float32, chunk_size,
+    )  # fmt: skip
+
+
+@triton.jit
+def _chunk(
+    θ_address, g_address, m_address, absmax_address, c_address, start, left,
+    sign, rate, decayed, ηG, key, first,
+    θ_type: tl.constexpr, g_type: tl.constexpr, m_type: tl.constexpr,
+    rounding: tl.constexpr, wide: tl.constexpr, chunk_size: tl.constexpr,
+):  # fmt: skip
+    """Move `left` elements, at most a chunk, from `start` on; a whole chunk in vectors of 16 bytes."""
+    if (left >= chunk_size) & ((θ_address | g_address | m_address | c_address) % 16 == 0):
+        _move(
+            θ_address, g_address, m_address, absmax_address, c_address, start, left, 16,
+            sign, rate, decayed, ηG, key, first, θ_type, g_type, m_type, rounding, wide, chunk_size,
+        )  # fmt: skip
+    else:
+        for _ in range(tl.cdiv(tl.minimum(left, chunk_size), _QUANTUM)):
+            _move(
+                θ_address, g_address, m_address, absmax_address, c_address, start, left, 1,
+                sign, rate, decayed, ηG, key, first, θ_type, g_type, m_type, rounding, wide, _QUANTUM,
+            )  # fmt: skip
+            start += _QUANTUM
+            first += _QUANTUM
+            left -= _QUANTUM
+
+
+@triton.jit
+def _move(
+    θ_address, g_address, m_address, absmax_address, c_address, start, left, alignment: tl.constexpr,
+    sign, rate, decayed, ηG, key, first,
+    θ_type: tl.constexpr, g_type: tl.constexpr, m_type: tl.constexpr,
+    rounding: tl.constexpr, wide: tl.constexpr, chunk_size: tl.constexpr,
+):  # fmt: skip
+    # A row for each block of a momentum in 8 bits.
+    rows = tl.arange(0, chunk_size // _QUANTUM)
+    elements = rows[:, None] * _QUANTUM + tl.arange(0, _QUANTUM)[None, :]
+    mask = None if alignment == 16 else elements < left
+    θ_at = _pointer(θ_address, θ_type, alignment) + start + elements
+    g_at = _pointer(g_address, g_type, alignment) + start + elements
+    θ = tl.load(θ_at, mask).to(wide)
+    if rounding == "kahan":
+        c_at = _pointer(c_address, θ_type, alignment) + start + elements
+        θ += tl.load(c_at, mask).to(wide)
+
+    m = tl.load(g_at, mask).to(wide) * sign
+    if m_type is not None:
+        g = m
+        m_at = _pointer(m_address, m_type, alignment) + start + elements
+        m = tl.load(m_at, mask)
+        if m_type == tl.int8:
+            absmax_at = _pointer(absmax_address, tl.float32, 4) + start // _QUANTUM + rows
+            in_use = rows * _QUANTUM < left
+            m = _decoded(m.to(tl.float32), tl.load(absmax_at, in_use, other=0.0)).to(wide)
+        else:
+            m = m.to(wide)
+        # As torch.lerp: each form is exact at its own end, and exactly g where m = g.
+        m = tl.where(rate < 0.5, m + rate * (g - m), g - (1.0 - rate) * (g - m))
+        if m_type == tl.int8:
+            held = m.to(tl.float32) if mask is None else tl.where(mask, m.to(tl.float32), 0.0)
+            absmax = _absmax(held)
+            tl.store(absmax_at, absmax, in_use)
+            tl.store(m_at, _encoded(held, absmax), mask)
+        else:
+            tl.store(m_at, m.to(m_type), mask)
+
+    θ = θ * decayed - ηG * m
+    if rounding == "stochastic":
+        θ = _up_or_down(θ, _mixed((first.to(tl.uint32) + elements.to(tl.uint32)) ^ key))
+    rounded = θ.to(θ_type)
+    tl.store(θ_at, rounded, mask)
+    if rounding == "kahan":
+        tl.store(c_at, (θ - rounded.to(wide)).to(θ_type), mask)
+
+
+@triton.jit
+def _pointer(address, dtype: tl.constexpr, alignment: tl.constexpr):
+    return tl.multiple_of(address.to(tl.pointer_type(dtype)), alignment)
+
+
+@triton.jit
+def _decoded(codes, absmax):
+    return codes * tl.abs(codes) * tl.div_rn(absmax, _LEVELS * _LEVELS)[:, None]
+
+
+@triton.jit
+def _absmax(m):
+    """The largest |m| of each row, NaN where there is one."""
+    largest = tl.max(tl.abs(m), 1)
+    return tl.where(tl.max((m != m).to(tl.int32), 1) > 0, float("nan"), largest)
+
+
+@triton.jit
+def _encoded(m, absmax):
+    relative = tl.abs(m) * tl.div_rn(1.0, tl.maximum(absmax, _TINY))[:, None]
+    levels = (tl.sqrt_rn(relative) * _LEVELS + _HALF_EVEN) - _HALF_EVEN
+    return tl.where(m < 0, -levels, levels).to(tl.int8)
+
+
+@triton.jit
+def _up_or_down(θ, bits):
+    """θ as a bfloat16 above or below; what is none stays none."""
+    drawn = (θ.to(tl.uint32, bitcast=True) + (bits & 0xFFFF)) & 0xFFFF0000
+    return tl.where(θ == θ, drawn.to(tl.float32, bitcast=True), θ)
+
+
+@triton.jit
+def _key(count, number):
+    """As in `rounding.random_bits`."""
+    key = _mixed((count >> 32).to(tl.uint32) + 0x1E3779B9)
+    key = _mixed(key ^ number.to(tl.uint32))
+    return _mixed(key ^ count.to(tl.uint32))
+
+
+@triton.jit
+def _mixed(x):
+    """As in `rounding`."""
+    x ^= x >> 16
+    x *= 0x21F0AAAD
+    x ^= x >> 15
+    x *= 0xD35A2D97
+    return x ^ (x >> 15)

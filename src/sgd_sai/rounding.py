@@ -1,0 +1,82 @@
+"""How a parameter of 16 bits is rounded: to nearest, with compensation, or stochastically.
+
+The bits of stochastic rounding are a hash of the step, the parameter's place in its group, and the element.
+No generator has a part in it. So all replicas of a parameter are rounded alike, on whatever device they
+are, and a resumed run is the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Noise(NamedTuple):
+    """Stochastic rounding of a block.
+
+    Attributes:
+        number: the place of its parameter in the group.
+        first: the place in that parameter of the block's first element.
+    """
+
+    number: int
+    first: int = 0
+
+
+#: How a block is rounded. None: to nearest. A tensor: to nearest, and what that lost is kept there, in θ's
+#: shape and dtype, for the next step to add. `Noise`: stochastically, to bfloat16.
+Rounding = Tensor | Noise | None
+
+
+def exactly(θ: Tensor, rounding: Rounding) -> Tensor:
+    """θ in float32 at least, with what was lost when it was rounded last; θ itself where that is θ."""
+    wide = θ.to(torch.promote_types(θ.dtype, torch.float32))
+    return wide + rounding if isinstance(rounding, Tensor) else wide
+
+
+def round_to(θ: Tensor, exact: Tensor, rounding: Rounding, step: int | Tensor) -> None:
+    """Write `exact` to θ, rounded.
+
+    Args:
+        θ, exact: of one shape; `exact` is float32 at least.
+        rounding: see `Rounding`.
+        step: the number of the step, of which `Noise` depends; an int64 tensor may be on θ's device.
+    """
+    if isinstance(rounding, Noise):
+        # A bfloat16 is the upper half of a float32: add a random lower half, then drop the lower half.
+        drawn = random_bits(exact, rounding, step).bitwise_and_(0xFFFF)
+        up_or_down = drawn.add_(exact.view(torch.int32)).bitwise_and_(-0x10000).view(torch.float32)
+        θ.copy_(torch.where(exact.isnan(), exact, up_or_down))  # the sum could carry a NaN over to a zero
+        return
+    if exact is not θ:
+        θ.copy_(exact)
+    if rounding is not None:
+        rounding.copy_(exact - θ)
+
+
+def random_bits(like: Tensor, noise: Noise, step: int | Tensor) -> Tensor:
+    """32 random bits for each element of a dense tensor, as int32 in its shape and its order in memory."""
+    count = step if isinstance(step, Tensor) else torch.full((), step, dtype=torch.int64, device=like.device)
+    low, high = (part.to(like.device, torch.int32) for part in (count, count >> 32))
+    key = _mixed(_mixed(_mixed(high + _BEGIN) ^ noise.number) ^ low)
+    place = torch.arange(like.numel(), dtype=torch.int32, device=like.device)
+    first = (noise.first + (1 << 31)) % (1 << 32) - (1 << 31)  # as an int32
+    return _mixed((place + first) ^ key).as_strided(like.shape, like.stride())
+
+
+_BEGIN = 0x1E3779B9  # any number: `_mixed` leaves 0 as it is
+_FACTORS = 0x21F0AAAD, 0xD35A2D97 - (1 << 32)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """A permutation of the int32, each bit of whose output depends on all bits of its input.
+
+    The shifts and factors are those of lowest known bias in C. Wellons' hash prospector, 2022.
+    """
+    x = x ^ (x >> 16 & 0xFFFF)  # a logical shift
+    x = x * _FACTORS[0]
+    x = x ^ (x >> 15 & 0x1FFFF)
+    x = x * _FACTORS[1]
+    return x ^ (x >> 15 & 0x1FFFF)
