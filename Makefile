@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 PEERS  := $(VENV)/.peers
 PIP    := $(BIN)/pip --quiet --disable-pip-version-check
 
-.PHONY: bench constraints demo docs study test lint clean
+.PHONY: bench constraints demo docs gpu study test lint clean
 
 # What a demo needs, and no more: the first run of a newcomer waits for this.
 $(LAB): pyproject.toml constraints.txt
@@ -44,6 +44,9 @@ test: $(READY) $(PEERS)  ## the whole test-suite, in parallel
 
 bench: $(READY) $(PEERS)  ## time a step next to the memory-bandwidth floor; on a quiet machine
 	$(BIN)/python benchmarks/run.py
+
+gpu:  ## the proof on a GPU, with the Python that is there: the machine may have no network
+	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu $(ARGS)
 
 docs: $(READY)  ## the documentation as a site, into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -29,7 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sgd_sai import SGDSaI, gradient_release
 from sgd_sai.files import write_json
 from sgd_sai.lab.provenance import command, machine, now
-from sgd_sai.memory import plan
+from sgd_sai.memory import Plan, plan
 
 MODELS: dict[str, dict[str, Any]] = {
     "7b": {},  # LlamaConfig's defaults are Llama-2-7B's
@@ -107,10 +107,26 @@ def optimizer_of(model: LlamaForCausalLM, args: argparse.Namespace) -> torch.opt
     return optimizer
 
 
+def planned_for(model: LlamaForCausalLM, args: argparse.Namespace) -> Plan:
+    """What `sgd-sai memory` plans for `optimizer_of`."""
+    if args.plain:
+        return plan(model, "adamw")
+    state_dtype = "8bit" if args.momentum else "none"
+    return plan(model, "sgd-sai", state_dtype=state_dtype, gradient_release=True)
+
+
+class Step(NamedTuple):
+    """A step: its loss, its seconds, and those until the host had launched all of it."""
+
+    loss: float
+    seconds: float
+    host_seconds: float
+
+
 def train(
     model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, context: int, steps: int
-) -> Iterator[tuple[float, float]]:
-    """Steps on the same random tokens; the loss and the seconds of each."""
+) -> Iterator[Step]:
+    """Steps on the same random tokens."""
     tokens = torch.randint(model.config.vocab_size, (1, context), device=model.device)
     for _ in range(steps):
         begin = time.perf_counter()
@@ -118,7 +134,8 @@ def train(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        yield loss.item(), round(time.perf_counter() - begin, 3)
+        launched = time.perf_counter() - begin
+        yield Step(loss.item(), time.perf_counter() - begin, launched)
 
 
 def main() -> int:
@@ -151,18 +168,14 @@ def main() -> int:
     peak = Peak(device)
     model = model_on(device, args.model, args.context)
     params = sum(p.numel() for p in model.parameters())
-    if args.plain:
-        planned = plan(model, "adamw")
-    else:
-        state_dtype = "8bit" if args.momentum else "none"
-        planned = plan(model, "sgd-sai", state_dtype=state_dtype, gradient_release=True)
+    planned = planned_for(model, args)
     losses, seconds, peaks = [], [], []
     peak.reset()
-    for loss, took in train(model, optimizer_of(model, args), args.context, args.steps):
-        losses.append(loss)
-        seconds.append(took)
+    for step in train(model, optimizer_of(model, args), args.context, args.steps):
+        losses.append(step.loss)
+        seconds.append(round(step.seconds, 3))
         peaks.append(peak.held())
-        print(f"loss {loss:.3f}, peak {peaks[-1] / 2**30:.2f} GiB, {took:.1f} s", flush=True)
+        print(f"loss {step.loss:.3f}, peak {peaks[-1] / 2**30:.2f} GiB, {step.seconds:.1f} s", flush=True)
         peak.reset()
     record = {
         "model": args.model,

@@ -12,6 +12,14 @@ from sgd_sai.peers import release as peer
 torch.set_num_threads(1)  # pytest-xdist runs one worker per core
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
 @pytest.fixture(scope="session")
 def release():
     """The authors' release 1.0.3, under another name: its import package is called like ours."""

@@ -237,7 +237,7 @@ def test_hooks_of_all_optimizers() -> None:
     assert calls == ["pre", "post"] * 2
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second kind of device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("way", ["for-loop", "foreach", "fused", "default"])
 def test_a_group_on_several_devices(way: str) -> None:
     start = parameters()
@@ -455,7 +455,7 @@ def test_the_host_waits_for_no_device_after_the_latch(way: str) -> None:
     assert waits[1:] == [0, 0]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.gpu
 def test_cuda_graph() -> None:
     start = [p.to("cuda") for p in parameters()]
     expected, actual = copies(start, "default"), copies(start, "default")

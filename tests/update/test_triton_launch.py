@@ -34,7 +34,7 @@ SHAPES = [(0,), (), (3, 5), (way.CHUNK,), (2, way.CHUNK + 3)]
 SCALES = [1.0, 0.7, 0.03, 1.0, 0.5]
 OPTIONS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.3, "maximize": False}
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+gpu = pytest.mark.gpu
 
 
 def load_kernel(monkeypatch: pytest.MonkeyPatch, *, interpret: bool) -> ModuleType:
@@ -490,46 +490,3 @@ def test_capture_without_tables_is_an_error() -> None:
         torch.cuda.graph(torch.cuda.CUDAGraph()),
     ):
         launch(*lists, SCALES, **OPTIONS, cache={})
-
-
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "gpu_step.py"
-
-
-def test_benchmark_without_a_gpu_says_so_and_writes_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    benchmark = load(monkeypatch, "gpu_step", BENCHMARK)
-    assert benchmark.main(["--out", str(tmp_path / "record.json")]) == 2
-    assert capsys.readouterr().err.splitlines() == [
-        "gpu_step: this machine has no GPU that torch can use; nothing was measured"
-    ]
-    assert not list(tmp_path.iterdir())
-    assert benchmark.main(["--rounds", "0"]) == 2
-    assert capsys.readouterr().err.startswith("gpu_step: --rounds: given 0; allowed:")
-
-
-def test_benchmark_has_the_shapes_of_gpt2_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    transformers = pytest.importorskip("transformers")
-    with torch.device("meta"):
-        model = transformers.GPT2LMHeadModel(transformers.GPT2Config())
-    shapes = load(monkeypatch, "gpu_step", BENCHMARK).gpt2_small()
-    assert shapes == [tuple(param.shape) for param in model.parameters()]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_benchmark_steps_every_optimizer(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
-) -> None:
-    """Each moves the parameters, and the bytes that it is held to are those of its streams."""
-    benchmark = load(monkeypatch, "gpu_step", BENCHMARK)
-    monkeypatch.setitem(benchmark.OPTIONS, "lr", 0.1)
-    benchmark.check(dtype, device)
-    streams = dict.fromkeys(("SGD-SaI's kernel, float32 m", "SGDSaI"), 3 * dtype.itemsize + 8)
-    streams["torch AdamW, fused"] = 7 * dtype.itemsize
-    params = benchmark.parameters([(3, 5), (7,)], dtype, device)
-    for entry in benchmark.contenders(params):
-        before = params[0].clone()
-        entry.step()
-        assert not torch.equal(params[0], before), entry.name
-        assert entry.bytes_moved() == 22 * streams.get(entry.name, 5 * dtype.itemsize), entry.name
