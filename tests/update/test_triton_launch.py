@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from sgd_sai.kernels import tables
-from sgd_sai.update import reference
+from sgd_sai.quantized import Momentum8, create_momentum8
+from sgd_sai.rounding import Noise
+from sgd_sai.update import quantized, reference
 from sgd_sai.update import triton_launch as way
 
 pytest.importorskip("triton")
@@ -40,11 +42,13 @@ gpu = pytest.mark.gpu
 def load_kernel(monkeypatch: pytest.MonkeyPatch, *, interpret: bool) -> ModuleType:
     """The kernel's module, for this test alone: Triton decides when it is imported who will run it."""
     monkeypatch.setenv("TRITON_INTERPRET", str(int(interpret)))
-    if interpret:  # also those that its language took for itself when it was imported
+    if interpret:  # also those functions of its language that are kernels' own
         import triton
         from triton.runtime.interpreter import InterpretedFunction
 
-        for name in ("cdiv", "max"):
+        for name, member in list(vars(triton.language.core).items()):
+            monkeypatch.setattr(triton.language.core, name, member)  # the interpreter replaces them for good
+        for name in ("cdiv", "max", "sum", "zeros"):
             if isinstance(function := getattr(triton.language, name), triton.JITFunction):
                 monkeypatch.setattr(triton.language, name, InterpretedFunction(function.fn))
     return load(monkeypatch, KERNEL, Path(tables.__file__).with_name("step_kernel.py"))
@@ -132,6 +136,143 @@ def test_equals_the_reference(device: torch.device, dtypes: tuple[torch.dtype | 
         assert_same_step(
             lambda: tensors(device, dtypes), momentum=momentum, weight_decay=weight_decay, maximize=maximize
         )
+
+
+Narrow = tuple[list[Tensor], list[Tensor], list[Any], list[Any]]
+NARROW = [
+    *itertools.product((torch.bfloat16,), HALVES, ("8bit", *HALVES, None), ("stochastic", "kahan")),
+    *itertools.product((torch.float16,), HALVES, ("8bit", *HALVES, None), ("kahan",)),
+    *itertools.product((*HALVES, torch.float64), HALVES, ("8bit",), ("nearest",)),
+]
+
+
+def narrow_tensors(
+    device: torch.device, θ_dtype: torch.dtype, g_dtype: torch.dtype, state: Any, rounding: str
+) -> Narrow:
+    """θ, g, m and how θ is rounded; the momenta are those of earlier gradients, one of them all zeros."""
+    θs, gs, ms = tensors(device, (θ_dtype, g_dtype, torch.float32))
+    ms[1] = torch.zeros_like(θs[1])
+    momenta: list[Any] = [None] * len(ms)
+    if state is not None:
+        momenta = [in_8_bits(m) if state == "8bit" else m.to(state) for m in ms if m is not None]
+    if rounding == "kahan":
+        return θs, gs, momenta, [(g * 2**-9).to(θ_dtype) for g in gs]
+    noises = [Noise(i, 7 * i) if rounding == "stochastic" else None for i in range(len(θs))]
+    return θs, gs, momenta, noises
+
+
+def in_8_bits(m: Any) -> Momentum8:
+    state: dict[str, Any] = {}
+    create_momentum8(state, m, 1)
+    momentum = Momentum8(state["momentum_buffer"], state["momentum_absmax"])
+    momentum.write(m)
+    return momentum
+
+
+def close(a: Tensor, e: Tensor, ulps: float = 1) -> bool:
+    """Equal to a unit in the last place: Triton's interpreter truncates where a GPU rounds to nearest."""
+    eps = torch.finfo(e.dtype).eps
+    return torch.allclose(a.double(), e.double(), rtol=ulps * eps, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "kind", NARROW, ids=lambda kind: "-".join(str(of).removeprefix("torch.") for of in kind)
+)
+def test_narrow_equals_the_widened_reference(device: torch.device, kind: tuple[Any, ...]) -> None:
+    """Momentum in 8 bits and the roundings. A second step reads what the first has written, where that was
+    rounded: the interpreter truncates."""
+    options = OPTIONS | {"step": (1 << 32) + 5, "maximize": True}
+    actual, expected = (narrow_tensors(device, *kind) for _ in range(2))
+    gradients = [g.clone() for g in actual[1]]
+    lost = (
+        2 * torch.finfo(kind[0]).eps ** 2
+    )  # of θ and its compensation together, by an interpreter's truncation
+    for _ in range(1 if device.type == "cpu" else 2):
+        way.update(*actual[:3], SCALES, roundings=actual[3], **options)
+        quantized.update(*expected[:3], SCALES, roundings=expected[3], **options)
+        same = [
+            (a == e).float().mean().item() for a, e in zip(actual[0], expected[0], strict=True) if a.numel()
+        ]
+        truncated = device.type == "cpu" and kind[2] in HALVES[1:]  # the momentum, by the interpreter
+        if (
+            kind[3] == "stochastic" and not truncated
+        ):  # the same bits, but where the exact value is off by a float32's last one
+            assert min(same) > 0.99
+        for θ, θ_, c, c_ in zip(actual[0], expected[0], actual[3], expected[3], strict=True):
+            if kind[3] == "kahan":  # together they are the exact value
+                torch.testing.assert_close(θ.float() + c, θ_.float() + c_, rtol=lost, atol=4 * lost)
+            else:
+                assert close(θ, θ_)
+        for m, m_ in zip(actual[2], expected[2], strict=True):
+            if isinstance(m, Momentum8):
+                assert (m.codes.int() - m_.codes.int()).abs().le(1).all()
+                assert (m.codes != m_.codes).float().mean().nan_to_num() < 0.01
+                torch.testing.assert_close(m.absmax, m_.absmax, rtol=1e-6, atol=1e-12)
+            elif m is not None:
+                assert close(m, m_)
+    assert all(torch.equal(g, before) for g, before in zip(actual[1], gradients, strict=True))
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "kahan"])
+def test_a_gradient_that_is_not_finite_shows(device: torch.device, rounding: str) -> None:
+    """NaN stays NaN, whatever its bits, and so does the block of a momentum in 8 bits that met one."""
+    θs, gs, momenta, roundings = narrow_tensors(device, torch.bfloat16, torch.float32, "8bit", rounding)
+    nans = torch.tensor([0x7FFFFFFF, -1, 0x7FC00000], dtype=torch.int32, device=device).view(torch.float32)
+    gs[4].view(-1)[300:303] = nans
+    way.update(θs, gs, momenta, SCALES, roundings=roundings, step=1, **OPTIONS)
+    assert θs[4].view(-1)[300:303].isnan().all()
+    assert θs[4].isnan().sum() == 3
+    assert momenta[4].absmax.isnan().nonzero().flatten().tolist() == [1]
+    gs[4].view(-1)[300:303] = 0.0
+    way.update(θs, gs, momenta, SCALES, roundings=roundings, step=2, **OPTIONS)
+    assert θs[4].view(-1)[256:512].isnan().all()
+
+
+def test_8_bits_found_inf_and_grad_scale(device: torch.device) -> None:
+    actual, expected = (
+        narrow_tensors(device, torch.bfloat16, torch.bfloat16, "8bit", "stochastic") for _ in range(2)
+    )
+    scale = torch.tensor(1024.0, device=device)
+    scaled = [g * 1024 for g in actual[1]]
+    for found in (1.0, 0.0):
+        inf = torch.tensor(found, device=device)
+        options = OPTIONS | {"step": 3, "grad_scale": scale, "found_inf": inf}
+        way.update(actual[0], scaled, actual[2], SCALES, roundings=actual[3], **options)
+        if found:
+            assert all(torch.equal(a, e) for a, e in zip(actual[0], expected[0], strict=True))
+            assert all(torch.equal(a.codes, e.codes) for a, e in zip(actual[2], expected[2], strict=True))
+    quantized.update(*expected[:3], SCALES, roundings=expected[3], step=3, **OPTIONS)
+    assert all(close(a, e) for a, e in zip(actual[0], expected[0], strict=True))
+
+
+def test_8_bits_in_any_order_in_memory(device: torch.device) -> None:
+    """The codes share scales in the order of memory; θ and g are brought into it."""
+    for order in ORDERS:
+        actual, expected = (tensors(device, shapes=[(4, 6, 10, 16)]) for _ in range(2))
+        for lists in (actual, expected):
+            lists[0][0], lists[1][0] = (f(t[0]) for f, t in zip(ORDERS[order], lists[:2], strict=False))
+            lists[2][0] = in_8_bits(torch.empty_like(lists[0][0], dtype=torch.float32).copy_(lists[0][0]))  # type: ignore[call-overload]
+        way.update(*actual, [0.5], roundings=[None], step=1, **OPTIONS)
+        quantized.update(*expected, [0.5], roundings=[None], step=1, **OPTIONS)
+        assert close(actual[0][0], expected[0][0], ulps=4), order
+        assert (actual[2][0].codes.int() - expected[2][0].codes.int()).abs().max() <= 1, order
+
+
+def test_the_step_and_the_place_choose_the_bits(device: torch.device) -> None:
+    def after(step: Any, number: int, first: int) -> Tensor:
+        θ = torch.ones(5000, dtype=torch.bfloat16, device=device)
+        g = torch.full_like(θ, 0.01)
+        options = OPTIONS | {"momentum": 0.0, "weight_decay": 0.0, "step": step}
+        way.update([θ], [g], [None], [1.0], roundings=[Noise(number, first)], **options)
+        return θ.cpu()
+
+    base = after(1, 0, 0)
+    assert torch.equal(after(torch.tensor(1, device=device), 0, 0), base)
+    assert torch.equal(after(1, 0, 100)[:-100], base[100:])
+    assert (base < 1).float().mean().item() == pytest.approx(0.001 / 2**-8, rel=0.1)
+    for other in (after(2, 0, 0), after(1, 1, 0), after(1 + (1 << 32), 0, 0)):
+        both = ((other < 1) & (base < 1)).float().mean().item()
+        assert both == pytest.approx((0.001 / 2**-8) ** 2, rel=0.25)  # independent
 
 
 def test_options_keep_the_precision_of_float64(device: torch.device) -> None:
