@@ -97,8 +97,8 @@ def test_the_host_does_not_wait(kind: tuple[torch.dtype, str, str]) -> None:
 def test_a_cuda_graph_of_a_step(kind: tuple[torch.dtype, str, str]) -> None:
     """Each replay is a step of its own, with the lr and the random bits of the moment."""
     expected, actual = parameters("cuda", kind[0]), parameters("cuda", kind[0])
-    lr = torch.tensor(0.1, device="cuda")
-    one = SGDSaI(expected, **options_of(kind))
+    lr = torch.tensor(0.125, device="cuda")  # as exact as a float
+    one = SGDSaI(expected, **options_of(kind) | {"lr": 0.125})
     two = SGDSaI(actual, **options_of(kind) | {"lr": lr, "capturable": True})
     for params, optimizer in ((expected, one), (actual, two)):
         give_gradients(params, 0)
@@ -109,8 +109,8 @@ def test_a_cuda_graph_of_a_step(kind: tuple[torch.dtype, str, str]) -> None:
     with torch.cuda.graph(graph):
         two.step()
     for step in range(1, 4):
-        one.param_groups[0]["lr"] = 0.1 / step
-        lr.fill_(0.1 / step)
+        one.param_groups[0]["lr"] = 2.0**-step
+        lr.fill_(2.0**-step)
         give_gradients(expected, step)
         for p, q in zip(expected, actual, strict=True):
             q.grad.copy_(p.grad)

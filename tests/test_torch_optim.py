@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch._dynamo.testing
 from torch import nn
 from torch.optim import lr_scheduler, swa_utils
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -288,7 +287,7 @@ def test_compiled_step_compiles_once(lr: float | torch.Tensor, options: dict[str
     one = SGDSaI(expected, lr=0.1, weight_decay=0.1, **WAYS["for-loop"], **options)
     two = SGDSaI(actual, lr=copy.copy(lr), weight_decay=0.1, **options)
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = pytest.importorskip("torch._dynamo.testing").CompileCounter()
     step = torch.compile(two.step, backend=counter)
     for i in range(100):
         one.param_groups[0]["lr"] = value = 0.01 / (i + 1)
@@ -310,7 +309,7 @@ def test_compiled_step_with_a_changing_momentum() -> None:
     optimizer = SGDSaI(params, lr=0.1)
     scheduler = lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=31)
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = pytest.importorskip("torch._dynamo.testing").CompileCounter()
     step = torch.compile(optimizer.step, backend=counter)
     for i in range(30):
         give_gradients(params, i)

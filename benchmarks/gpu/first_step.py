@@ -7,16 +7,19 @@ for a dtype compiles; the others, of which the median counts, do not. Each has a
 from __future__ import annotations
 
 import statistics
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks.gpu import shapes
 from benchmarks.gpu.contenders import LR, parameters, size
-from benchmarks.gpu.device import Copy, free, wall_ms
+from benchmarks.gpu.device import Copy, device_ms, free, wall_ms
 from benchmarks.gpu.worker import Record
 from sgd_sai import SGDSaI
 from sgd_sai.gsnr import measure
+from sgd_sai.kernels.moments import sums
+from sgd_sai.kernels.tables import available
 
 #: Milliseconds of the paper's measurement on an A100 of 40 GB (arXiv 2412.11768).
 _PAPER_MS = {"ViT-S": 13.7, "ViT-H": 106.0, "GPT-2 XL": 353.8}
@@ -49,6 +52,9 @@ def _row(
 
     first, *warm = [measured() for _ in range(1 + _WARM)]
     first_step, *warm_steps = [stepped() for _ in range(1 + _WARM)]
+    kernels = None
+    if available(device):  # what the device does, while the host has already launched it
+        kernels = statistics.median(device_ms(partial(sums, grads), device, 30.0) for _ in range(_WARM))
     read = size(grads) / bytes_per_ms
     return {
         "model": model,
@@ -60,5 +66,6 @@ def _row(
         "step_first_call_ms": round(first_step, 3),
         "read_ms": round(read, 3),
         "read_times": round(statistics.median(warm) / read, 2),
+        "kernels_ms": kernels,
         "paper_a100_ms": _PAPER_MS[model],
     }

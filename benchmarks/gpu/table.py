@@ -9,7 +9,8 @@ _MOST_FAILURES = 20  # that the last table names; the record has them all
 HEADS = {
     "tests": "tests that failed, or were slow",
     "step": "device ms, × copy of as many bytes, AdamW fused ÷ this, host ms",
-    "first_step": "ms of measuring (first call), of the step (first call), × reading, paper's ms on A100",
+    "first_step": "ms of measuring (first call), of the step (first call), × reading, "
+    "kernels (reading), paper's ms on A100",
     "llama": "Llama-2-7B, all parameters: peak, goal, plan; tokens a second, ms and host ms a step; losses",
 }
 
@@ -56,7 +57,7 @@ def _first_step(row: dict[str, Any]) -> str:
     return (
         f"{row['model']:<8} {row['dtype']:<8} {row['measure_ms']:9.2f} ({row['measure_first_call_ms']:.1f}) "
         f"{row['step_ms']:9.2f} ({row['step_first_call_ms']:.1f}) {row['read_times']:7.1f} "
-        f"{row['paper_a100_ms']:7.1f}"
+        f"{row['kernels_ms'] or 0:7.3f} ({row['read_ms']:.3f}) {row['paper_a100_ms']:7.1f}"
     )
 
 
@@ -66,6 +67,7 @@ def _llama(row: dict[str, Any]) -> str:
     losses = row["losses"]
     return (
         f"{row['variant']}: {peak:.2f} GiB, goal {goal:.2f} {said}, plan {plan:.2f}; "
-        f"{row['tokens_per_second']:.0f} tokens/s, {row['step_ms']:.0f} ms, host {row['host_ms']:.0f} ms; "
+        f"{row['tokens_per_second']:.0f} tokens/s, {row['step_ms']:.0f} ms, host {row['host_ms']:.0f} ms, "
+        f"{row['host_us_a_parameter']:.0f} µs a parameter; "
         f"loss {losses[0]:.2f} → {losses[-1]:.3f}"
     )

@@ -7,6 +7,8 @@ nothing moves, and gradients never exist together. That costs one batch, and is 
 
 from __future__ import annotations
 
+import weakref
+from functools import partial
 from typing import Any, NoReturn, cast
 
 from torch import Tensor, nn
@@ -15,7 +17,6 @@ from sgd_sai import first_gradient
 from sgd_sai.distributed.layout import laid_out_as
 from sgd_sai.gsnr import Moments, measure
 from sgd_sai.optimizer import SGDSaI
-from sgd_sai.options import Group
 
 
 class GradientRelease:
@@ -32,14 +33,14 @@ class GradientRelease:
             )
         self._measured: dict[Tensor, Moments] = {}
         self._handles: list[Any] = [optimizer.register_step_pre_hook(self._before_step)]
-        for group in optimizer.param_groups:
+        # The optimizer keeps this object, by the hook above. The hooks of the parameters must not: Python's
+        # collector cannot see what a parameter holds, so that model and optimizer would live for ever.
+        this = weakref.ref(self)
+        for number, group in enumerate(optimizer.param_groups):
             for index, param in enumerate(group["params"]):
                 if param.requires_grad:
-                    self._handles.append(
-                        param.register_post_accumulate_grad_hook(
-                            lambda p, group=group, index=index: self._accumulated(p, group, index)
-                        )
-                    )
+                    hook = partial(_accumulated, this, number, index)
+                    self._handles.append(param.register_post_accumulate_grad_hook(hook))
 
     def remove(self) -> None:
         """From now on gradients stay, and `step` moves the parameters."""
@@ -47,8 +48,10 @@ class GradientRelease:
             handle.remove()
         self._handles.clear()
 
-    def _accumulated(self, param: Tensor, group: Group, index: int) -> None:
+    def accumulated(self, number: int, index: int, param: Tensor) -> None:
+        """Move the parameter at an index of a group, by its number, or measure its gradient; free that."""
         optimizer = self._optimizer
+        group = optimizer.param_groups[number]  # loading a state replaces the groups
         if first_gradient.can_step_alone(optimizer, group):
             optimizer.step_alone(group, index)
         elif group["measure_first"]:
@@ -65,6 +68,11 @@ class GradientRelease:
         if self._measured:
             first_gradient.latch_measured(self._optimizer, self._measured)
             self._measured.clear()
+
+
+def _accumulated(this: weakref.ref[GradientRelease], number: int, index: int, param: Tensor) -> None:
+    if (release := this()) is not None:
+        release.accumulated(number, index, param)
 
 
 def gradient_release(model: nn.Module, optimizer: SGDSaI) -> GradientRelease:

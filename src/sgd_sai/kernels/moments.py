@@ -54,5 +54,7 @@ def _sums(gradients: list[Tensor]) -> Tensor:
 
 def _dense(gradient: Tensor) -> Tensor:
     """The gradient, or a copy if it has gaps: its elements lie together, in any order."""
+    if gradient.is_contiguous():
+        return gradient
     like = torch.empty_like(gradient, device="meta")
     return gradient if tables.order(gradient) == tables.order(like) else gradient.contiguous()

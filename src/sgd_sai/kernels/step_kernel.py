@@ -98,14 +98,31 @@ def step(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["size", "number", "count"])
+# Numbers would be compiled in if they were 1, and again if 16 divides them.
+_NUMBERS = [
+    "θ_address",
+    "g_address",
+    "m_address",
+    "absmax_address",
+    "c_address",
+    "size",
+    "count",
+    "number",
+    "first",
+]
+
+
+@triton.jit(do_not_specialize=_NUMBERS)
 def step_alone(
     θ_address, g_address, m_address, absmax_address, c_address, size,
-    sign, rate, decayed, ηG, number, count,
+    sign, rate, decayed, ηG, count, number, first,
     θ_type: tl.constexpr, g_type: tl.constexpr, m_type: tl.constexpr,
     rounding: tl.constexpr, chunk_size: tl.constexpr,
 ):  # fmt: skip
-    """Move one tensor, not of float64, by one step: no table is needed, and every factor is a number."""
+    """Move one tensor, not of float64, as `step` does, whose tables are numbers here.
+
+    `rate` is 1 − μ, `decayed` 1 − λη, and the noise's place is `number` and `first`.
+    """
     start = tl.program_id(0).to(tl.int64) * chunk_size
     key = 0
     if rounding == "stochastic":
@@ -113,7 +130,7 @@ def step_alone(
     _chunk(
         θ_address.to(tl.int64), g_address.to(tl.int64), m_address.to(tl.int64),
         absmax_address.to(tl.int64), c_address.to(tl.int64), start, size - start,
-        sign, rate, decayed, ηG, key, start,
+        sign, rate, decayed, ηG, key, first + start,
         θ_type, g_type, m_type, rounding, tl.float32, chunk_size,
     )  # fmt: skip
 

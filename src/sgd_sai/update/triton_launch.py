@@ -147,6 +147,8 @@ class _Launch:
         self.places = places
         self.device = θ.device
         self.dtypes = θ.dtype, g.dtype, None if m is None else m.dtype
+        # One tensor needs no tables, as in `gradient_release`. Its factors go in as float32.
+        self.alone = len(places) == 1 and θ.dtype != torch.float64
         self.rounding = "stochastic" if noises[0] is not None else "nearest" if c is None else "kahan"
         sizes = torch.tensor([block[0].numel() for block in blocks], device="cpu")
         self.sizes = upload(sizes, self.device)
@@ -181,22 +183,33 @@ class _Launch:
     ) -> tuple[Tensor | None, ...]:
         """Move the blocks of this launch; returns the tensors that the kernel was given."""
         copied = [(copy.copy_(cast(Tensor, operands.tensors[i])), i) for i, copy in self.copies]
-        arguments = (
-            self.chunks,
-            self.sizes,
-            self.addresses.of(self.rows(addresses + [copy.data_ptr() for copy, _ in copied])),
-            self.scales.of([scales[place] for place in self.places]),
-            self.noises,
-            self.factors.of(factors),
-            self._here(lr, self.lr),
-            None if self.noises is None else self._here(step, self.step),
-            None if grad_scale is None else grad_scale.to(self.device, non_blocking=True),
-            None if found_inf is None else found_inf.to(self.device, non_blocking=True),
-        )
+        row = self.rows(addresses + [copy.data_ptr() for copy, _ in copied])
         kernel = import_module("sgd_sai.kernels.step_kernel")
-        types = (kernel.TYPES[dtype] for dtype in self.dtypes)
+        kinds = (*(kernel.TYPES[dtype] for dtype in self.dtypes), self.rounding)
+        arguments: tuple[Tensor | None, ...] = ()
         with tables.on(self.device):
-            kernel.step[(len(self.chunks),)](*arguments, *types, self.rounding, maximize, CHUNK)
+            if self.alone and not any(isinstance(of, Tensor) for of in (lr, step, grad_scale, found_inf)):
+                [place] = self.places
+                μ, λ = factors
+                size = operands.given[place].numel()
+                kernel.step_alone[(-(-size // CHUNK),)](
+                    *row, size, -1.0 if maximize else 1.0, 1.0 - μ, 1.0 - λ * lr, lr * scales[place],
+                    step, *(operands.noises[place] or (0, 0)), *kinds, CHUNK,
+                )  # fmt: skip
+            else:
+                arguments = (
+                    self.chunks,
+                    self.sizes,
+                    self.addresses.of(row),
+                    self.scales.of([scales[place] for place in self.places]),
+                    self.noises,
+                    self.factors.of(factors),
+                    self._here(lr, self.lr),
+                    None if self.noises is None else self._here(step, self.step),
+                    None if grad_scale is None else grad_scale.to(self.device, non_blocking=True),
+                    None if found_inf is None else found_inf.to(self.device, non_blocking=True),
+                )
+                kernel.step[(len(self.chunks),)](*arguments, *kinds, maximize, CHUNK)
         for copy, i in copied:
             if not operands.is_gradient(i):
                 cast(Tensor, operands.tensors[i]).copy_(copy)
