@@ -14,7 +14,7 @@ import torch
 from benchmarks.gpu.worker import Record
 
 _SLOW = 3.0  # seconds from which a test that passes is named
-_DRY = ["tests/test_on_a_gpu.py", "-k", "gradient_release and cpu"]
+_DRY = ["tests/test_on_a_gpu.py", "-k", "gradient_release and cpu and fp32"]
 
 
 class _Reporter:
