@@ -91,24 +91,8 @@ class Peak:
         return self.bytes() - self.start
 
 
-def optimizer_of(model: LlamaForCausalLM, args: argparse.Namespace) -> torch.optim.Optimizer:
-    """SGD-SaI inside backward, or AdamW after it."""
-    if args.plain:
-        return torch.optim.AdamW(model.parameters(), lr=args.lr, foreach=False)
-    optimizer = SGDSaI(
-        model.parameters(),
-        lr=args.lr,
-        momentum=args.momentum,
-        state_dtype="8bit" if args.momentum else None,
-        rounding="stochastic",
-        measure_first=True,
-    )
-    gradient_release(model, optimizer)
-    return optimizer
-
-
 def planned_for(model: LlamaForCausalLM, args: argparse.Namespace) -> Plan:
-    """What `sgd-sai memory` plans for `optimizer_of`."""
+    """What `sgd-sai memory` plans for the optimizer of `train`."""
     if args.plain:
         return plan(model, "adamw")
     state_dtype = "8bit" if args.momentum else "none"
@@ -123,10 +107,21 @@ class Step(NamedTuple):
     host_seconds: float
 
 
-def train(
-    model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, context: int, steps: int
-) -> Iterator[Step]:
-    """Steps on the same random tokens."""
+def train(model: LlamaForCausalLM, args: argparse.Namespace, context: int, steps: int) -> Iterator[Step]:
+    """Steps on the same random tokens: of SGD-SaI inside backward, or of AdamW after it."""
+    release = None
+    if args.plain:
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, foreach=False)
+    else:
+        optimizer = SGDSaI(
+            model.parameters(),
+            lr=args.lr,
+            momentum=args.momentum,
+            state_dtype="8bit" if args.momentum else None,
+            rounding="stochastic",
+            measure_first=True,
+        )
+        release = gradient_release(model, optimizer)
     tokens = torch.randint(model.config.vocab_size, (1, context), device=model.device)
     for _ in range(steps):
         begin = time.perf_counter()
@@ -136,6 +131,8 @@ def train(
         optimizer.step()
         launched = time.perf_counter() - begin
         yield Step(loss.item(), time.perf_counter() - begin, launched)
+    if release is not None:
+        release.remove()  # its hooks, which hold model and state, are nothing that Python could collect
 
 
 def main() -> int:
@@ -163,7 +160,7 @@ def main() -> int:
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | thresholds)
     torch.manual_seed(0)
     tiny = model_on(device, "tiny", 16)  # loads the code of every operation, which is no memory of training
-    for _ in train(tiny, optimizer_of(tiny, args), 16, 2):
+    for _ in train(tiny, args, 16, 2):
         pass
     peak = Peak(device)
     model = model_on(device, args.model, args.context)
@@ -171,7 +168,7 @@ def main() -> int:
     planned = planned_for(model, args)
     losses, seconds, peaks = [], [], []
     peak.reset()
-    for step in train(model, optimizer_of(model, args), args.context, args.steps):
+    for step in train(model, args, args.context, args.steps):
         losses.append(step.loss)
         seconds.append(round(step.seconds, 3))
         peaks.append(peak.held())

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.full_training_in_24_gb import Peak, model_on, optimizer_of, planned_for, train
+from benchmarks.full_training_in_24_gb import Peak, model_on, planned_for, train
 from benchmarks.gpu.device import free
 from benchmarks.gpu.worker import Record
 
@@ -23,7 +23,7 @@ def run(record: Record, device: torch.device, *, dry: bool) -> None:
         given = Namespace(plain=False, lr=_LR, momentum=momentum)
         torch.manual_seed(0)
         tiny = model_on(device, "tiny", 16)  # loads the code of every operation
-        for _ in train(tiny, optimizer_of(tiny, given), 16, 2):
+        for _ in train(tiny, given, 16, 2):
             pass
         del tiny
         free(device)
@@ -37,7 +37,7 @@ def _trained(name: str, context: int, steps: int, given: Namespace, device: torc
     model = model_on(device, name, context)
     planned = planned_for(model, given)
     peak.reset()
-    taken = list(train(model, optimizer_of(model, given), context, steps))
+    taken = list(train(model, given, context, steps))
     steady = statistics.median(step.seconds for step in taken[3:])
     # Without a GPU there is no allocator that counts.
     allocated = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak.bytes()
