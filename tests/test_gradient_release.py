@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from typing import Any
 
 import pytest
@@ -148,6 +150,43 @@ def test_remove_gives_the_gradients_back() -> None:
     assert torch.equal(net.mix.weight, before)
     optimizer.step()
     assert not torch.equal(net.mix.weight, before)
+
+
+def test_model_and_optimizer_can_be_freed() -> None:
+    """Python's collector cannot see what the hooks of a parameter hold: they must not hold the optimizer."""
+
+    def trained() -> list[weakref.ref[Any]]:
+        net = nn.Linear(4, 4)
+        optimizer = SGDSaI(net.parameters(), measure_first=True)
+        gradient_release(net, optimizer)
+        for _ in range(2):
+            net(torch.ones(2, 4)).sum().backward()
+            optimizer.step()
+        kept = (net.weight, optimizer, optimizer.state[net.weight]["momentum_buffer"])
+        return [weakref.ref(of) for of in kept]
+
+    left = trained()
+    gc.collect()
+    assert [of() for of in left] == [None] * 3
+
+
+@pytest.mark.filterwarnings("ignore:SGDSaI:UserWarning")  # `late` has a zero gradient at first
+@pytest.mark.parametrize("measure_first", [False, True])
+def test_options_count_that_are_set_after_a_state_was_loaded(measure_first: bool) -> None:
+    """Loading replaces the groups: with lr = 0 in each nothing moves, inside backward either."""
+    net, tokens = Net(), torch.randint(50, (4, 9))
+    optimizer = SGDSaI(net.parameters(), lr=0.3, measure_first=measure_first)
+    gradient_release(net, optimizer)
+    for _ in range(2):
+        net(tokens).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.param_groups[0]["lr"] = 0.0
+    before = [param.detach().clone() for param in net.parameters()]
+    net(tokens).square().mean().backward()
+    optimizer.step()
+    assert all(torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True))
 
 
 def test_an_optimizer_that_lacks_a_parameter() -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from optimizer_info import Watch, give_gradients
 from sgd_sai import SGDSaI
 from sgd_sai.quantized import BLOCK, Momentum8, create_momentum8
+from sgd_sai.rounding import Noise, random_bits, round_to
 from sgd_sai.update.pieces import pieces
 
 STATES: dict[str, dict[str, Any]] = {
@@ -156,18 +157,76 @@ def test_bf16_training_follows_float32(rounding: str) -> None:
 
 
 def test_stochastic_rounding_is_right_in_the_mean() -> None:
-    from sgd_sai.update.quantized import round_to
-
-    torch.manual_seed(0)
+    """Over elements in one step, and over steps at one element."""
     exact = torch.full((200_000,), 1.0 + 2**-7 * 0.3)
     rounded = torch.empty_like(exact, dtype=torch.bfloat16)
-    round_to(rounded, exact, "stochastic", None)
-    assert set(rounded.unique().tolist()) == {1.0, 1.0 + 2**-7}
-    assert ((rounded > 1).float().mean() - 0.3).abs() < 0.005
+    up = torch.zeros_like(exact)
+    for step in range(100):
+        round_to(rounded, exact, Noise(3), step)
+        assert set(rounded.unique().tolist()) == {1.0, 1.0 + 2**-7}
+        assert ((rounded > 1).float().mean() - 0.3).abs() < 0.005
+        up += rounded > 1
+    share = up / 100
+    assert share.mean() == pytest.approx(0.3, abs=3e-4)
+    assert share.std() == pytest.approx((0.3 * 0.7 / 100) ** 0.5, rel=0.02)  # as of independent draws
+
+
+def test_stochastic_rounding_of_what_needs_none() -> None:
+    """Also NaN, whatever its bits: the noise must not carry it over to a zero."""
     special = torch.tensor([torch.inf, -torch.inf, 0.0, -0.0, 1.5])
-    out = torch.empty(5, dtype=torch.bfloat16)
-    round_to(out, special, "stochastic", None)
-    assert torch.equal(out.float(), special)
+    nans = torch.tensor([0x7FFFFFFF, -1, 0x7FC00000, 0x7F800001], dtype=torch.int32).view(torch.float32)
+    for step in range(50):
+        out = torch.empty(5, dtype=torch.bfloat16)
+        round_to(out, special, Noise(0), step)
+        assert torch.equal(out.float(), special)
+        out = torch.empty(4, dtype=torch.bfloat16)
+        round_to(out, nans, Noise(0), step)
+        assert out.isnan().all()
+
+
+def test_random_bits_are_uniform_and_independent() -> None:
+    """Of the elements, of parameters, of steps near and far, and of groups, which begin 2³² apart."""
+    like = torch.empty(1 << 16)
+    keys = [
+        (Noise(number, first), step)
+        for number in (0, 1)
+        for first in (0, 1 << 16)
+        for step in (1, 2, 1 << 32)
+    ]
+    drawn = torch.stack([random_bits(like, noise, step) & 0xFFFF for noise, step in keys]).double()
+    assert drawn.mean(1).sub(0xFFFF / 2).abs().max() < 6 * 2**16 / (12 * like.numel()) ** 0.5
+    bits = torch.stack([(drawn.int() >> bit) & 1 for bit in range(16)], dim=-1).double()
+    assert bits.mean(1).sub(0.5).abs().max() < 6 * 0.5 / like.numel() ** 0.5
+    related = torch.corrcoef(drawn).fill_diagonal_(0.0)
+    assert related.abs().max() < 6 / like.numel() ** 0.5
+    assert torch.equal(random_bits(like, Noise(0), torch.tensor(7)), random_bits(like, Noise(0), 7))
+
+
+def test_a_part_draws_what_the_whole_draws_there() -> None:
+    whole = random_bits(torch.empty(3000), Noise(5), 9)
+    assert torch.equal(random_bits(torch.empty(1000), Noise(5, 1200), 9), whole[1200:2200])
+
+
+def test_replicas_round_alike_whatever_the_generators_do() -> None:
+    """Those of DDP: torch's generators differ from rank to rank."""
+    replicas = [parameters(torch.bfloat16) for _ in range(2)]
+    for rank, params in enumerate(replicas):
+        torch.manual_seed(rank)
+        optimizer = SGDSaI(params, lr=0.1, rounding="stochastic")
+        for step in range(3):
+            give_gradients(params, step)
+            optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(*replicas, strict=True))
+
+
+def test_equal_places_in_two_groups_round_differently() -> None:
+    params = [nn.Parameter(torch.ones(1000, dtype=torch.bfloat16)) for _ in range(3)]
+    optimizer = SGDSaI([{"params": params[:2]}, {"params": params[2:]}], lr=1e-3, rounding="stochastic")
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert not torch.equal(params[0], params[1])
+    assert not torch.equal(params[0], params[2])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -181,7 +240,6 @@ def test_resumes_bit_for_bit(options: dict[str, Any], dtype: torch.dtype, tmp_pa
     def steps(which: range, params: list[nn.Parameter], of: SGDSaI) -> None:
         for step in which:
             give_gradients(params, step)
-            torch.manual_seed(step)
             of.step()
 
     steps(range(3), whole, optimizer)

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "sgd_sai"
 
 #: Folders of the optimizer, to which the files beside `__init__.py` belong too, but those that `ROOMS` names.
-OPTIMIZER = {"distributed", "update"}
+OPTIMIZER = {"distributed", "kernels", "update"}
 
 #: From the lowest to the highest, in groups; the rooms of one group do not import each other.
 ROOMS = (

@@ -17,6 +17,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"study-{task}": partial(study.study, task) for task in study.TASKS},
     "speed": speed.speed,
     "gpu": speed.gpu,
+    "first-step": speed.first_step,
     "goals": speed.goals,
     "times": speed.times,
     "llama": memory.llama,

@@ -21,47 +21,81 @@ def threads(record: dict[str, Any]) -> str:
 
 def speed() -> str:
     """A step on GPT-2 small next to the floor, to other optimizers, and where the goal is missed."""
+    [narrow] = [
+        row for row in read("gpu/step")["rows"]
+        if (row.get("model"), row["name"]) == ("Llama-2-7B", "SGD-SaI 8-bit m stochastic")
+    ]  # fmt: skip
     large, tiny = speeds()["gpt2-cpu-2"], speeds()["tiny-cpu-1"]
-    gpu = read("gpu_step")
-    single = gpu["dtypes"][0]["results"]
-    ours, adamw = (single[name]["device_ms"]["median"] for name in ("SGDSaI", "torch AdamW, fused"))
+    gpu = read("gpu/step")
     floor = {name: f"{row['times_floor']:.2f}" for name, row in large["rows"].items()}
     where = f"CPU, {threads(large)}, {large['machine']['processor']}, {large['date'][:10]}"
     said = (
         f"A step on GPT-2 small takes {floor['sgd-sai']} × as long as additions of as many bytes, torch's "
         f"fused AdamW {floor['adamw-fused']} ×, release 1.0.3 {floor['release']} × ({where}, `make bench`). "
         f"A thousand tiny tensors take {tiny['rows']['sgd-sai']['times_sgd_fused']:.1f} × torch's fused SGD. "
-        f"On an {gpu['machine']['gpu'].removeprefix('NVIDIA ')}, a step takes "
-        f"{times_copy(single['SGDSaI'])} × as long as a copy of as many bytes, and torch's fused "
-        f"AdamW {adamw / ours:.2f} × as long as SGD-SaI ({gpu['date'][:10]}, "
-        f"`{gpu['command'].split(' --')[0]}`)."
+        f"On an {gpu['machine']['gpu'].removeprefix('NVIDIA ')} ({gpu['date'][:10]}, `make gpu`), a step on "
+        f"Llama-2-7B in bfloat16 with momentum in 8 bits takes {narrow['copy_times']:.2f} × as long as a "
+        f"copy of as many bytes, and torch's fused AdamW {narrow['adamw_times']:.1f} × as long as that step."
     )
     return textwrap.fill(said, 118)
 
 
-def times_copy(row: dict[str, Any]) -> str:
-    """A step on a GPU, relative to a copy that reads and writes as many bytes."""
-    return f"{row['device_ms']['median'] / row['copy_ms']:.2f}"
+#: The models of the record of `make gpu`, from the smallest.
+MODELS = ("GPT-2 small", "GPT-2 XL", "Llama-2-7B")
+
+
+def gpu_rows(record: dict[str, Any]) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
+    """The measured rows by dtype and optimizer, and then by model, in the order of the record."""
+    rows: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in record["rows"]:
+        if "device_ms" in row:
+            rows.setdefault((row["dtype"], row["name"]), {})[row["model"]] = row
+    return rows
 
 
 def gpu() -> str:
     """The time of a step on a GPU, for parameters of each dtype."""
-    record = read("gpu_step")
-    rows = [["parameters and gradients", "one step", "ms", "range", "× copy", "host, ms"]]
-    for of_dtype in record["dtypes"]:
-        for name, row in of_dtype["results"].items():
-            device = row["device_ms"]
-            span = f"{device['min']:.3f} – {device['max']:.3f}"
-            shown = [f"{device['median']:.3f}", span, times_copy(row), f"{row['host_ms']['median']:.2f}"]
-            if name != "copy":
-                rows.append([of_dtype["dtype"], name, *shown])
-    rates = " and ".join(f"{of['copy_gb_per_s']:,.0f}" for of in record["dtypes"])
+    record = read("gpu/step")
+    rows = [["parameters", "one step", *MODELS, "AdamW ÷ this", "host, ms"]]
+    found = gpu_rows(record)
+    for dtype, name in sorted(found, key=lambda key: (key[0], "SGD-SaI" not in key[1], key[1])):
+        of_models = found[dtype, name]
+        cells = [
+            f"{of['device_ms']:.2f} ({of['copy_times']:.2f})" if (of := of_models.get(model)) else "–"
+            for model in MODELS
+        ]
+        largest = of_models[max(of_models, key=MODELS.index)]
+        small = of_models.get("GPT-2 small", largest)
+        rows.append([dtype, name, *cells, f"{largest['adamw_times']:.2f}", f"{small['host_ms']:.1f}"])
+    absent = [
+        f"{row['name']}: {row['absent'].split(chr(10))[0]}" for row in record["rows"] if "model" not in row
+    ]
+    rates = [row["copy_gb_per_s"] for row in record["rows"] if "copy_gb_per_s" in row]
     return (
-        f"{table(*rows)}\n\n{record['model']}, {record['elements']:,} parameters; medians of "
-        f"{record['rounds']} rounds. The copies moved {rates} GB/s. {record['machine']['gpu']}, "
-        f"torch {record['versions']['torch']}, Triton {record['versions']['triton']}, "
+        f"{table(*rows)}\n\nMilliseconds of the device, and in brackets how many times as long as copying as "
+        f"many bytes. The copies moved {min(rates):,.0f} – {max(rates):,.0f} GB/s. AdamW is torch's fused "
+        f"one, on the largest model of the row. {'; '.join(absent)}. {measured_on(record)}"
+    )
+
+
+def measured_on(record: dict[str, Any]) -> str:
+    """The machine of a record of `make gpu`, its versions, date and command."""
+    versions = record["versions"]
+    return (
+        f"{record['machine']['gpu']}, torch {versions['torch']}, Triton {versions['triton']}, "
         f"{record['date'][:10]}: `{record['command']}`"
     )
+
+
+def first_step() -> str:
+    """The one-off measurement of g-SNR on a GPU, next to the paper's."""
+    record = read("gpu/first_step")
+    rows = [["model", "gradients", "kernels", "reading once", "with the host", "the paper, A100"]]
+    for row in record["rows"]:
+        times = [row["kernels_ms"], row["read_ms"], row["measure_ms"]]
+        cells = [f"{time:.2f}" for time in times]
+        rows.append([row["model"], row["dtype"], *cells, f"{row['paper_a100_ms']:.1f}"])
+    return f"{table(*rows)}\n\nMilliseconds; medians. {measured_on(record)}"
 
 
 def goals() -> str:

@@ -299,3 +299,22 @@ def all_edges() -> None:
 
 def test_layouts_and_gradients_that_are_awkward() -> None:
     world(4, all_edges)
+
+
+def rounded_stochastically(ranks: int) -> torch.Tensor:
+    """A parameter after three steps; of several ranks, each has some of its rows."""
+    generator = torch.Generator().manual_seed(0)
+    value, *grads = (torch.randn(7, 500, generator=generator).bfloat16() for _ in range(4))
+    mesh = init_device_mesh("cpu", (ranks,)) if ranks > 1 else None
+    param = nn.Parameter(value if mesh is None else distribute_tensor(value, mesh, [Shard(0)]))
+    optimizer = SGDSaI([param], lr=0.1, rounding="stochastic")
+    for grad in grads:
+        param.grad = grad if mesh is None else distribute_tensor(grad, mesh, [Shard(0)])
+        optimizer.step()
+    return param.detach() if mesh is None else param.full_tensor().detach()
+
+
+def test_a_shard_is_rounded_as_that_part_of_the_whole() -> None:
+    whole = rounded_stochastically(1)
+    for of_rank in world(3, rounded_stochastically, 3):
+        assert torch.equal(of_rank, whole)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgd_sai.kernels import tables
+from sgd_sai.kernels import moments, tables
 from sgd_sai.quantized import Momentum8, create_momentum8
 from sgd_sai.rounding import Noise
 from sgd_sai.update import quantized, reference
@@ -493,6 +493,24 @@ def test_the_gradient_in_another_order_at_the_same_address(
         launch(θs, [g], ms, [1.0], **OPTIONS, cache=cache)
         reference.update(expected[0], [g], expected[2], [1.0], **OPTIONS)
         assert_equal((θs, [], ms), (expected[0], [], expected[2]))
+
+
+def test_moments_equal_those_of_float64(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(tables.__file__).parent
+    load(monkeypatch, "sgd_sai.kernels.moments_kernel", folder / "moments_kernel.py")
+    shapes = [(), (5,), (0,), (moments.CHUNK,), (3, moments.CHUNK + 1), (1000, 17)]
+    generator = torch.Generator().manual_seed(0)
+    grads = [torch.randn(s, generator=generator).to(d) for s in shapes for d in (*HALVES, torch.float64)]
+    grads[-1][:7] = 0.0
+    grads += [grads[-1][:, ::2], grads[-1][:60].view(4, 5, 3, 17).to(memory_format=torch.channels_last)]
+    exact = [g.double() for g in grads]
+    expected = torch.stack([torch.stack((g.sum(), g.square().sum(), g.count_nonzero())) for g in exact])
+    for of in (slice(None), slice(0, None, 4)):  # of several dtypes, and of one
+        actual = moments.sums([grad.to(device) for grad in grads[of]])
+        torch.testing.assert_close(actual.cpu(), expected[of], rtol=1e-12, atol=1e-9)
+    assert moments.sums([torch.tensor([1.0, torch.nan], device=device)]).isnan().tolist() == [
+        [True, True, False]
+    ]
 
 
 def test_autograd_notices_the_step(device: torch.device) -> None:

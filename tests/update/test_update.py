@@ -82,4 +82,7 @@ def test_fused_on_a_device_without_triton() -> None:
     }  # fmt: skip
     θ, g = (torch.empty(3, device="meta") for _ in range(2))
     with pytest.raises(RuntimeError, match="fused=True requires Triton, which is unavailable on meta"):
-        update([θ], [g], [None], [1.0], [None], lr=0.1, group=group, compiling=False, amp={}, cache={})
+        update(
+            [θ], [g], [None], [1.0], [None],
+            lr=0.1, step=1, group=group, compiling=False, amp={}, cache={},
+        )  # fmt: skip

@@ -43,8 +43,10 @@ def _compiles_for(device: torch.device) -> bool:
 
 
 def on(device: torch.device) -> AbstractContextManager[object]:
-    """The device as that of launches."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    """The device as that of launches; to change it takes time, and only machines of several GPUs need it."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 class Table:
