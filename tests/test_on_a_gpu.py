@@ -101,6 +101,20 @@ def test_steps_are_those_of_the_for_loop_on_the_cpu(
             assert_near([one["momentum_buffer"]], [two["momentum_buffer"]])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", [{}, {"foreach": True}, {"fused": True}, {"foreach": False, "fused": False}])
+def test_a_group_on_several_devices(way: dict[str, Any]) -> None:
+    params, optimizer = build(torch.float32, "cpu", **way)
+    others = [nn.Parameter(value.to("cuda" if i % 2 else "cpu")) for i, value in enumerate(draw(0))]
+    other = SGDSaI(others, lr=LR, weight_decay=0.1, **way)
+    for number in range(3):
+        step(params, optimizer, number)
+        for param, same in zip(others, params, strict=True):
+            param.grad = same.grad.to(param.device)
+        other.step()
+    assert_near([param.cpu() for param in others], params)
+
+
 @every_state
 def test_float32_is_near_float64(device: torch.device, state: str) -> None:
     """Whatever is kept in few bits is off by these bits, and no more."""

@@ -236,22 +236,6 @@ def test_hooks_of_all_optimizers() -> None:
     assert calls == ["pre", "post"] * 2
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("way", ["for-loop", "foreach", "fused", "default"])
-def test_a_group_on_several_devices(way: str) -> None:
-    start = parameters()
-    expected = copies(start, "default")
-    actual = [nn.Parameter(p.detach().to("cuda" if i % 2 else "cpu")) for i, p in enumerate(start)]
-    one, two = (SGDSaI(p, lr=0.1, weight_decay=0.1, **WAYS[way]) for p in (expected, actual))
-    for step in range(3):
-        give_gradients(expected, step)
-        for p, q in zip(expected, actual, strict=True):
-            q.grad = p.grad.to(q.device)
-        one.step()
-        two.step()
-    torch.testing.assert_close([p.cpu() for p in actual], expected)
-
-
 @pytest.mark.parametrize("way", ["for-loop", "foreach", "fused", "default"])
 def test_a_tensor_lr_of_one_dimension(way: str) -> None:
     start = parameters()
@@ -452,30 +436,6 @@ def test_the_host_waits_for_no_device_after_the_latch(way: str) -> None:
             optimizer.step()
         waits.append(watch.waits)
     assert waits[1:] == [0, 0]
-
-
-@pytest.mark.gpu
-def test_cuda_graph() -> None:
-    start = [p.to("cuda") for p in parameters()]
-    expected, actual = copies(start, "default"), copies(start, "default")
-    lr = torch.tensor(0.1, device="cuda")
-    one, two = SGDSaI(expected, lr=0.1), SGDSaI(actual, lr=lr, capturable=True)
-    give_gradients(expected, 0)
-    give_gradients(actual, 0)
-    one.step()
-    two.step()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        two.step()
-    for step in range(1, 4):
-        one.param_groups[0]["lr"] = 0.1 / step
-        lr.fill_(0.1 / step)
-        give_gradients(expected, step)
-        for p, q in zip(expected, actual, strict=True):
-            q.grad.copy_(p.grad)
-        one.step()
-        graph.replay()
-    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("way", ["foreach", "default"])
