@@ -254,6 +254,28 @@ def test_resumes_bit_for_bit(options: dict[str, Any], dtype: torch.dtype, tmp_pa
     assert again.state_dict()["param_groups"] == other.state_dict()["param_groups"]
 
 
+@pytest.mark.parametrize("options", [*STATES.values(), *ROUNDINGS.values()], ids=[*STATES, *ROUNDINGS])
+def test_compiles_to_what_runs_without(options: dict[str, Any]) -> None:
+    """The same bits, also of parameters in another memory order; not a graph for each step."""
+    torch._dynamo.reset()
+    eager, compiled = parameters(torch.bfloat16), parameters(torch.bfloat16)
+    one, two = (SGDSaI(params, lr=0.1, weight_decay=0.1, **options) for params in (eager, compiled))
+    graphs: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(len(inputs))
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    step = torch.compile(two.step, backend=backend)
+    for seed in range(4):
+        give_gradients(eager, seed)
+        give_gradients(compiled, seed)
+        one.step()
+        step()
+    assert len(graphs) <= 2
+    assert all(torch.equal(p, q) for p, q in zip(eager, compiled, strict=True))
+
+
 def test_split_blocks_in_8_bits_are_like_separate_ones() -> None:
     torch.manual_seed(0)
     whole = nn.Parameter(torch.randn(240, 70))

@@ -70,16 +70,21 @@ def create_momentum8(state: dict[str, Any], param: Tensor, split: int) -> None:
     state["momentum_absmax"] = torch.zeros(scales, dtype=torch.float32, device=param.device)
 
 
-def _flat(dense: Tensor) -> Tensor:
-    return dense.as_strided((dense.numel(),), (1,))
+def flat(dense: Tensor) -> Tensor:
+    """The elements of a dense tensor in the order of memory, as a view."""
+    return dense.view(-1) if dense.is_contiguous() else dense.as_strided((dense.numel(),), (1,))
 
 
 def _in_blocks(dense: Tensor) -> Tensor:
     """In the order of memory, 256 a row, the last row filled up with zeros."""
-    flat = _flat(dense)
-    return torch.nn.functional.pad(flat, (0, -flat.numel() % BLOCK)).view(-1, BLOCK)
+    elements = flat(dense)
+    return torch.nn.functional.pad(elements, (0, -elements.numel() % BLOCK)).view(-1, BLOCK)
 
 
 def _like(blocks: Tensor, dense: Tensor) -> Tensor:
     """Rows of 256 in the shape and the memory order of a dense tensor."""
-    return blocks.view(-1).as_strided(dense.shape, dense.stride())
+    elements = blocks.view(-1)[: dense.numel()]
+    if dense.is_contiguous():
+        return elements.view(dense.shape)
+    # A copy: torch.compile cannot write to such a view.
+    return elements.as_strided(dense.shape, dense.stride()).clone()

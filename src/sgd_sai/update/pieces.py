@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgd_sai.quantized import flat
+
 
 def same_order(*tensors: Tensor | None) -> bool:
     """True if all lie in memory without gaps and in one order: element i of one is that of all."""
@@ -32,9 +34,5 @@ def pieces(size: int, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
         return
     count = -(-first.numel() // size)
     yield from zip(
-        *((None,) * count if t is None else torch.split(_flat(t), size) for t in tensors), strict=True
+        *((None,) * count if t is None else torch.split(flat(t), size) for t in tensors), strict=True
     )
-
-
-def _flat(dense: Tensor) -> Tensor:
-    return dense.view(-1) if dense.is_contiguous() else dense.as_strided((dense.numel(),), (1,))
