@@ -219,6 +219,35 @@ def test_replicas_round_alike_whatever_the_generators_do() -> None:
     assert all(torch.equal(p, q) for p, q in zip(*replicas, strict=True))
 
 
+def test_a_count_of_steps_on_the_device_gives_the_same_bits() -> None:
+    """With `capturable` the number of the step is a tensor, which a CUDA graph can raise. An int is saved."""
+    one, two = parameters(torch.bfloat16), parameters(torch.bfloat16)
+    options = {"lr": 0.1, "rounding": "stochastic"}
+    plain, capturable = SGDSaI(one, **options), SGDSaI(two, **options, capturable=True)
+    for step in range(3):
+        for params, optimizer in ((one, plain), (two, capturable)):
+            give_gradients(params, step)
+            optimizer.step()
+        assert isinstance(capturable.param_groups[0]["rounding_step"], torch.Tensor)
+        saved = [
+            optimizer.state_dict()["param_groups"][0]["rounding_step"] for optimizer in (plain, capturable)
+        ]
+        assert saved == [step + 1] * 2
+        assert [type(count) for count in saved] == [int, int]
+    assert all(torch.equal(p, q) for p, q in zip(one, two, strict=True))
+
+
+def test_parts_of_a_parameter_are_rounded_as_the_whole() -> None:
+    """Three equal parts, which have the same scale by this rule: one after the other they draw its bits."""
+    whole, cut = (nn.Parameter(torch.ones(9, 500, dtype=torch.bfloat16)) for _ in range(2))
+    options = {"lr": 1e-3, "rounding": "stochastic", "scale": "sqrt_d"}
+    for param, split in ((whole, 1), (cut, 3)):
+        param.grad = torch.ones_like(param)
+        SGDSaI([param], split=split, **options).step()
+    assert torch.equal(whole, cut)
+    assert not torch.equal(whole[:3], whole[3:6])
+
+
 def test_equal_places_in_two_groups_round_differently() -> None:
     params = [nn.Parameter(torch.ones(1000, dtype=torch.bfloat16)) for _ in range(3)]
     optimizer = SGDSaI([{"params": params[:2]}, {"params": params[2:]}], lr=1e-3, rounding="stochastic")

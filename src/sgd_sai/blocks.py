@@ -116,13 +116,10 @@ def _plain_roundings(
     """How whole parameters are rounded; None where a compensation is still to be created."""
     if group["rounding"] == "nearest":
         return [None] * len(params)
-    if group["rounding"] == "stochastic":
-        bfloat16 = torch.bfloat16
-        return [Noise(i) if p.dtype == bfloat16 else None for i, p in zip(places, params, strict=True)]
-    needed = [needs_compensation(param, group) for param in params]
-    if any(of and "compensation" not in state for of, state in zip(needed, states, strict=True)):
+    placed = list(zip(places, params, states, strict=True))
+    if any(needs_compensation(param, group) and "compensation" not in state for _, param, state in placed):
         return None
-    return [state["compensation"] if of else None for of, state in zip(needed, states, strict=True)]
+    return [_roundings(place, param, state, group, 1)[0] for place, param, state in placed]
 
 
 def blocks_of(index: int, param: Tensor, grad: Tensor, state: State, group: Group) -> Iterator[Block]:

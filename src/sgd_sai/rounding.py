@@ -73,7 +73,7 @@ _FACTORS = 0x21F0AAAD, 0xD35A2D97 - (1 << 32)
 def _mixed(x: Tensor) -> Tensor:
     """A permutation of the int32, each bit of whose output depends on all bits of its input.
 
-    The shifts and factors are those of lowest known bias in C. Wellons' hash prospector, 2022.
+    The shifts and factors are from a list of such functions in C. Wellons' hash prospector (README, 2024).
     """
     x = x ^ (x >> 16 & 0xFFFF)  # a logical shift
     x = x * _FACTORS[0]

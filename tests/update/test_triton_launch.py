@@ -258,6 +258,65 @@ def test_8_bits_in_any_order_in_memory(device: torch.device) -> None:
         assert (actual[2][0].codes.int() - expected[2][0].codes.int()).abs().max() <= 1, order
 
 
+def test_8_bits_in_another_order_than_their_parameter(device: torch.device) -> None:
+    """As those of the parts of a parameter in channels last, whose codes are contiguous."""
+    actual, expected = (tensors(device, shapes=[(4, 6, 10, 16)]) for _ in range(2))
+    for lists in (actual, expected):
+        lists[2][0] = in_8_bits(lists[2][0].contiguous())  # type: ignore[call-overload]
+        for of_kind in lists[:2]:
+            of_kind[0] = of_kind[0].contiguous(memory_format=torch.channels_last)
+    way.update(*actual, [0.5], roundings=[None], step=1, **OPTIONS)
+    quantized.update(*expected, [0.5], roundings=[None], step=1, **OPTIONS)
+    assert close(actual[0][0], expected[0][0], ulps=4)
+    assert (actual[2][0].codes.int() - expected[2][0].codes.int()).abs().max() <= 1
+    torch.testing.assert_close(actual[2][0].absmax, expected[2][0].absmax)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("maximize", [False, True])
+def test_one_tensor_needs_no_table(
+    device: torch.device, dtype: torch.dtype, maximize: bool, uploads: list[torch.dtype]
+) -> None:
+    """All but one of float64, whose factors must not be of float32."""
+    actual, expected = (tensors(device, (dtype,) * 3, [(2, way.CHUNK + 3)]) for _ in range(2))
+    cache: dict[str, Any] = {}
+    for _ in range(2):
+        uploads.clear()
+        actual[1][0] = actual[1][0].clone()
+        launch(*actual, [0.7], **OPTIONS | {"maximize": maximize}, cache=cache)
+        reference.update(*expected, [0.7], **OPTIONS | {"maximize": maximize})
+        if dtype == torch.bfloat16:
+            assert all(close(a[0], e[0]) for a, e in zip(actual, expected, strict=True))
+            expected = tuple([of_kind[0].clone()] for of_kind in actual)
+        else:
+            eps = torch.finfo(dtype).eps
+            torch.testing.assert_close(actual, expected, rtol=8 * eps, atol=8 * eps)
+    assert bool(uploads) == (dtype == torch.float64)
+
+
+def test_another_place_in_the_group_gives_other_bits_to_the_same_tensors(device: torch.device) -> None:
+    """The tables of a step are kept, but not those of another place."""
+    cache: dict[str, Any] = {}
+    after = []
+    for places in ((0, 1), (0, 2)):
+        θs = [torch.ones(2000, dtype=torch.bfloat16, device=device) for _ in range(2)]
+        gs = [torch.full_like(θ, 0.01) for θ in θs]
+        noises = [Noise(place) for place in places]
+        way.update(
+            θs,
+            gs,
+            [None] * 2,
+            [1.0] * 2,
+            roundings=noises,
+            step=1,
+            cache=cache,
+            **OPTIONS | {"momentum": 0.0},
+        )
+        after.append(θs)
+    assert torch.equal(after[0][0], after[1][0])
+    assert not torch.equal(after[0][1], after[1][1])
+
+
 def test_the_step_and_the_place_choose_the_bits(device: torch.device) -> None:
     def after(step: Any, number: int, first: int) -> Tensor:
         θ = torch.ones(5000, dtype=torch.bfloat16, device=device)

@@ -37,8 +37,7 @@ def _sums(gradients: list[Tensor]) -> Tensor:
     dense = [_dense(gradient) for gradient in gradients]
     sizes = torch.tensor([gradient.numel() for gradient in dense], device="cpu")
     chunks = tables.chunks_of(sizes, CHUNK)
-    begins = torch.zeros(len(dense) + 1, dtype=torch.int64, device="cpu")
-    begins[1:] = ((sizes + CHUNK - 1) // CHUNK).cumsum(0)
+    begins = torch.searchsorted(chunks[:, 0].contiguous(), torch.arange(len(dense) + 1, device="cpu"))
     addresses = torch.tensor([gradient.data_ptr() for gradient in dense], device="cpu")
     partial = torch.empty(len(chunks), 3, dtype=torch.float64, device=device)
     rows = torch.empty(len(dense), 3, dtype=torch.float64, device=device)
