@@ -19,9 +19,10 @@ from torch.optim import Optimizer
 from sgd_sai.distributed.layout import laid_out_as
 from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.messages import listed, name_of, warn
+from sgd_sai.names import in_order_of
 from sgd_sai.options import RULES, STATE_DTYPES, Group, is_given
 from sgd_sai.quantized import create_momentum8
-from sgd_sai.state import create_momentum, gsnr_keys
+from sgd_sai.state import EMPTY, create_momentum, gsnr_keys
 
 #: In a saved state alone: whether the momentum has begun, or m₁ will be the next gradient. It is there with
 #: `measure_first`, and where momentum was 0 until now.
@@ -84,17 +85,18 @@ def fitted(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any
     A pre-hook of `load_state_dict`: it runs before anything of the optimizer changes.
     """
     _check_containers(state_dict)
-    saved, groups = state_dict["param_groups"], optimizer.param_groups
+    groups = optimizer.param_groups
+    saved = in_order_of(groups, state_dict["param_groups"])
     sizes, own = [len(group["params"]) for group in saved], [len(group["params"]) for group in groups]
     if sizes != own:
         raise ValueError(f"state_dict: has groups of {sizes} parameters; the optimizer has groups of {own}")
-    saved = [_fitted_group(old, group) for old, group in zip(saved, groups, strict=True)]
+    fitting = [_fitted_group(old, group) for old, group in zip(saved, groups, strict=True)]
     state = dict(state_dict["state"])
-    unknown = set(state) - {number for group in saved for number in group["params"]}
+    unknown = set(state) - {number for group in fitting for number in group["params"]}
     if unknown:
         raise ValueError(f"state_dict: has state of {sorted(map(str, unknown))}, which are in no group")
     fresh = []
-    for old, group in zip(saved, groups, strict=True):
+    for old, group in zip(fitting, groups, strict=True):
         for index, (number, param) in enumerate(zip(old["params"], group["params"], strict=True)):
             if number in state:
                 try:
@@ -105,11 +107,14 @@ def fitted(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any
                 fresh.append(name_of(group, index))
     if state and fresh:  # not an error: it may have been frozen until now
         warn(f"state_dict: lacks {len(fresh)} of the trained parameters, which begin anew: {listed(fresh)}")
-    raws = [entries[key] for entries in state.values() for key in entries if key.startswith("gsnr")]
-    for completed in saved:
-        if completed["gsnr_max"] == UNLATCHED:  # release 1.0.3 keeps none
-            completed["gsnr_max"] = max(raws, default=UNLATCHED)
-    return {**state_dict, "state": state, "param_groups": saved}
+    for normalizer in ("gsnr_max", "gsnr_rms"):  # a group may have been added after the first step
+        known = max((completed[normalizer] for completed in fitting), default=UNLATCHED)
+        if known == UNLATCHED and normalizer == "gsnr_max":  # release 1.0.3 keeps none
+            raws = [entries[key] for entries in state.values() for key in entries if key.startswith("gsnr")]
+            known = max((raw for raw in raws if raw != EMPTY), default=UNLATCHED)
+        for completed in fitting:
+            completed[normalizer] = known
+    return {**state_dict, "state": state, "param_groups": fitting}
 
 
 def _check_containers(state_dict: Mapping[str, Any]) -> None:
@@ -150,6 +155,8 @@ def _fitted_group(saved: Mapping[str, Any], group: Group) -> Group:
     # older states are as they are
     saved = {"state_dtype": None, "rounding": "nearest", "gsnr_rms": UNLATCHED, **saved}
     completed = {**group, **saved}
+    if "param_names" in group:  # as they are here, with or without what wrappers put into them
+        completed["param_names"] = group["param_names"]
     completed["state_dtype"] = _STATE_DTYPES.get(completed["state_dtype"], completed["state_dtype"])
     if completed["scale"] not in RULES:  # a callable or a dict, which was saved as its name
         if not (callable(group["scale"]) or is_given(group["scale"])):
@@ -170,7 +177,9 @@ def _fitted_state(saved: Mapping[str, Any], param: Tensor, group: Group) -> dict
         raise ValueError(f"lacks {sorted(missing)}")
     if "momentum_buffer" not in saved and group["momentum"] != 0 and not group["measure_first"]:
         raise ValueError("lacks 'momentum_buffer'")
-    fitting: dict[str, Any] = {key: _latched_or_not(key, saved[key]) for key in keys}
+    fitting: dict[str, Any] = {
+        key: _latched_or_not(key, saved[key]) if param.numel() else EMPTY for key in keys
+    }
     tensors = {name: saved[name] for name in saved if name not in (BEGUN, *keys)}
     in_8_bits = getattr(tensors.get("momentum_buffer"), "dtype", None) == torch.int8
     if in_8_bits != ("momentum_absmax" in tensors):
