@@ -157,6 +157,7 @@ def test_split_blocks_equal_numpy(shape: tuple[int, ...]) -> None:
     assert raw == pytest.approx([block.G for block in expected.groups[0][0]], rel=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:.*when another SGDSaI took:UserWarning")  # one of them is cut by hand
 def test_a_split_parameter_is_like_separate_ones() -> None:
     torch.manual_seed(0)
     whole = nn.Parameter(torch.randn(6, 4))

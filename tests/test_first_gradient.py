@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,8 +52,8 @@ def test_zero_first_gradient_latches_later() -> None:
 
 def test_an_empty_parameter_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has no g-SNR and needs none: no warning, and no later step measures."""
-    full, empty = params = parameters((4, 3), (0, 3))
-    optimizer = SGDSaI(params, lr=0.1, blocks="group")
+    full, empty, other = params = parameters((4, 3), (0, 3), (2,))
+    optimizer = SGDSaI([{"params": [full, empty]}, {"params": [other]}], lr=0.1, blocks="group")
     give(params, seed=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -62,6 +63,32 @@ def test_an_empty_parameter_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -
     give(params, seed=2)
     optimizer.step()
     assert optimizer.state[empty]["momentum_buffer"].shape == (0, 3)
+
+
+@pytest.mark.parametrize("normalize", [True, False, "rms", 3.0])
+@pytest.mark.parametrize("blocks", ["tensor", "group"])
+def test_an_empty_parameter_beside_one_whose_first_gradient_is_zero(normalize: Any, blocks: str) -> None:
+    """No block has a scale yet, and no divisor is known: the step waits. A resumed one does, too."""
+    full, _, other = params = parameters((4, 3), (0, 3), (2,))
+    options = {"lr": 0.1, "blocks": blocks, "normalize": normalize}
+    optimizer = SGDSaI(params, **options)
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    before = [p.detach().clone() for p in params]
+    optimizer.step()
+    assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+    late = nn.Parameter(torch.empty(5, 0))
+    late.grad = torch.empty(5, 0)
+    optimizer.add_param_group({"params": [late]})  # a group that never gets a divisor of its own
+    resumed = SGDSaI([{"params": params}, {"params": [late]}], **options)
+    resumed.load_state_dict(optimizer.state_dict())
+    for each in (optimizer, resumed):
+        each.step()
+        assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+    give(params, seed=1)
+    optimizer.step()
+    assert optimizer.state[full]["gsnr"] > 1.0
+    assert not torch.equal(other, before[2])
 
 
 def test_the_warning_points_to_the_line_of_the_user() -> None:

@@ -300,6 +300,7 @@ def test_compiles_to_what_runs_without(options: dict[str, Any]) -> None:
     assert all(torch.equal(p, q) for p, q in zip(eager, compiled, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:.*when another SGDSaI took:UserWarning")  # one of them is cut by hand
 def test_split_blocks_in_8_bits_are_like_separate_ones() -> None:
     torch.manual_seed(0)
     whole = nn.Parameter(torch.randn(240, 70))

@@ -16,7 +16,7 @@ from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.options import Group
 from sgd_sai.quantized import Momentum, Momentum8
 from sgd_sai.rounding import Noise, Rounding
-from sgd_sai.state import State, gsnr_keys, needs_compensation
+from sgd_sai.state import EMPTY, State, gsnr_keys, needs_compensation
 
 
 @dataclass(slots=True)
@@ -169,7 +169,7 @@ def scales_of(raws: Sequence[float], group: Group) -> list[float]:
     """
     normalize = group["normalize"]
     by = gsnr.divisor(normalize, group)
-    if by <= 0 and any(raw != UNLATCHED for raw in raws):
+    if by <= 0 and any(raw not in (UNLATCHED, EMPTY) for raw in raws):
         raise ValueError(
             f"normalize: {normalize!r} divides by a number that this state lacks, as it was saved before "
             "there was one; allowed: the form in which it was saved"

@@ -22,6 +22,7 @@ from sgd_sai.given_scales import given_gsnr
 from sgd_sai.gsnr import UNLATCHED, Moments
 from sgd_sai.messages import listed, name_of, warn
 from sgd_sai.options import Group, is_given
+from sgd_sai.several_optimizers import warn_of_parts
 from sgd_sai.state import State, gsnr_of_group, is_unlatched
 
 if TYPE_CHECKING:
@@ -179,6 +180,7 @@ def _record_normalizers(optimizer: SGDSaI, raws: Sequence[float], moments: Seque
     for group in groups:
         group.update(first)
     _warn_of_unlatched(optimizer)
+    warn_of_parts(optimizer)
 
 
 def _normalizers(

@@ -17,6 +17,7 @@ from sgd_sai import first_gradient
 from sgd_sai.distributed.layout import laid_out_as
 from sgd_sai.gsnr import Moments, measure
 from sgd_sai.optimizer import SGDSaI
+from sgd_sai.options import Group
 
 
 class GradientRelease:
@@ -32,26 +33,24 @@ class GradientRelease:
                 f"optimizer: lacks {len(missing)} parameter(s) of the model, first {missing[0]!r}"
             )
         self._measured: dict[Tensor, Moments] = {}
-        self._handles: list[Any] = [optimizer.register_step_pre_hook(self._before_step)]
-        # The optimizer keeps this object, by the hook above. The hooks of the parameters must not: Python's
-        # collector cannot see what a parameter holds, so that model and optimizer would live for ever.
-        this = weakref.ref(self)
-        for number, group in enumerate(optimizer.param_groups):
-            for index, param in enumerate(group["params"]):
-                if param.requires_grad:
-                    hook = partial(_accumulated, this, number, index)
-                    self._handles.append(param.register_post_accumulate_grad_hook(hook))
+        self._places: dict[Tensor, tuple[int, int]] = {}  # group and place in it; see `_place_of`
+        self._hooks: dict[Tensor, Any] = {}
+        self._before = optimizer.register_step_pre_hook(self._before_step)
+        self._hook_all()
 
     def remove(self) -> None:
         """From now on gradients stay, and `step` moves the parameters."""
-        for handle in self._handles:
+        for handle in (self._before, *self._hooks.values()):
             handle.remove()
-        self._handles.clear()
+        self._hooks.clear()
 
-    def accumulated(self, number: int, index: int, param: Tensor) -> None:
-        """Move the parameter at an index of a group, by its number, or measure its gradient; free that."""
+    def accumulated(self, param: Tensor) -> None:
+        """Move a parameter whose gradient is there, or measure that; then free it."""
         optimizer = self._optimizer
-        group = optimizer.param_groups[number]  # loading a state replaces the groups
+        place = self._place_of(param)
+        if place is None:
+            return  # it has left the optimizer
+        group, index = place
         if first_gradient.can_step_alone(optimizer, group):
             optimizer.step_alone(group, index)
         elif group["measure_first"]:
@@ -60,7 +59,30 @@ class GradientRelease:
             return  # the block's scale needs gradients that are still to come; `step` moves it
         param.grad = Released(param)
 
+    def _place_of(self, param: Tensor) -> tuple[Group, int] | None:
+        """The group of a parameter, and its place there: groups are replaced, added and taken away."""
+        groups = self._optimizer.param_groups
+        number, index = self._places.get(param, (0, 0))
+        if not _is_at(param, groups, number, index):
+            places = [(n, i) for n, group in enumerate(groups) for i in range(len(group["params"]))]
+            self._places = {groups[n]["params"][i]: (n, i) for n, i in places}
+            if param not in self._places:
+                return None
+            number, index = self._places[param]
+        return groups[number], index
+
+    def _hook_all(self) -> None:
+        """Hook the parameters that have no hook yet: groups may have been added."""
+        # The optimizer keeps this object, by its hook of a step. The hooks of the parameters must not:
+        # Python's collector cannot see what a parameter holds, so that model and optimizer would live on.
+        hook = partial(_accumulated, weakref.ref(self))
+        for group in self._optimizer.param_groups:
+            for param in group["params"]:
+                if param.requires_grad and param not in self._hooks:
+                    self._hooks[param] = param.register_post_accumulate_grad_hook(hook)
+
     def _before_step(self, *_: Any) -> None:
+        self._hook_all()
         for group in self._optimizer.param_groups:
             for param in group["params"]:
                 if isinstance(param.grad, Released):
@@ -70,9 +92,15 @@ class GradientRelease:
             self._measured.clear()
 
 
-def _accumulated(this: weakref.ref[GradientRelease], number: int, index: int, param: Tensor) -> None:
+def _is_at(param: Tensor, groups: list[Group], number: int, index: int) -> bool:
+    if number >= len(groups) or index >= len(groups[number]["params"]):
+        return False
+    return groups[number]["params"][index] is param
+
+
+def _accumulated(this: weakref.ref[GradientRelease], param: Tensor) -> None:
     if (release := this()) is not None:
-        release.accumulated(number, index, param)
+        release.accumulated(param)
 
 
 def gradient_release(model: nn.Module, optimizer: SGDSaI) -> GradientRelease:

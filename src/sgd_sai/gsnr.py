@@ -82,8 +82,8 @@ def combined(parts: Sequence[Moments]) -> Moments:
     return Moments(int(n), total, total_sq, int(nonzero))
 
 
-#: The form of lr: relative to the largest G_snr, to AdamW's lr, or (False) raw; see `SGDSaI`.
-Normalize = bool | Literal["rms"]
+#: The form of lr: relative to the largest G_snr, to AdamW's lr, (False) raw, or to a number; see `SGDSaI`.
+Normalize = bool | float | Literal["rms"]
 
 #: A scale rule: the moments of a block in, a positive raw scale out.
 Rule = Callable[[Moments], float]
@@ -127,9 +127,9 @@ def rms_sums(gsnrs: Sequence[float], moments: Sequence[Moments]) -> tuple[float,
 
 def divisor(normalize: Normalize, normalizers: Mapping[str, float]) -> float:
     """The divisor of G_snr in a form of lr; `normalizers` has gsnr_max and gsnr_rms, as a parameter group."""
-    if normalize == "rms":
-        return normalizers["gsnr_rms"]
-    return normalizers["gsnr_max"] if normalize else 1.0
+    if isinstance(normalize, bool):
+        return normalizers["gsnr_max"] if normalize else 1.0
+    return normalizers["gsnr_rms"] if isinstance(normalize, str) else normalize
 
 
 def as_real(tensor: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from sgd_sai.given_scales import check_names, check_whole
 from sgd_sai.gsnr import UNLATCHED, Rule, check_dense
 from sgd_sai.messages import name_of
 from sgd_sai.options import Group, check_options, check_params
+from sgd_sai.several_optimizers import LIVE
 from sgd_sai.state import create_buffers, create_state, is_unlatched
 from sgd_sai.update import unscales, update
 
@@ -61,7 +62,8 @@ class SGDSaI(Optimizer):
         normalize: True divides by the largest G_snr (Algorithm 1). False lets the raw G_snr multiply lr, as
             the authors' release 1.0.3 does. "rms" divides all G_snr by one number, so that the first update
             has the RMS of AdamW's at the same lr (`sgd_sai.gsnr.rms_normalizer`). It does not depend on the
-            scale of the loss where eps is small against every standard deviation.
+            scale of the loss where eps is small against every standard deviation. A number divides by itself:
+            several optimizers of one model need the same, see `measure_normalizer`.
         unbiased: use the variance with 1/(d−1) instead of 1/d, as the tutorial listing and release 1.0.3 do.
         measure_first: only measure a block's first gradient; the block moves from its next one on, as in the
             tutorial listing.
@@ -118,7 +120,7 @@ class SGDSaI(Optimizer):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        normalize: bool | Literal["rms"] = True,
+        normalize: bool | float | Literal["rms"] = True,
         unbiased: bool = False,
         measure_first: bool = False,
         scale: Literal["gsnr", "sqrt_d"] | Rule | Mapping[str, float] = "gsnr",
@@ -159,6 +161,7 @@ class SGDSaI(Optimizer):
             check_options(defaults)
             super().__init__(params, defaults)
         check_names(self.param_groups, process_group)
+        LIVE.add(self)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group; its blocks latch at their first gradient. Raises as the constructor does."""
@@ -301,6 +304,7 @@ class SGDSaI(Optimizer):
         super().__setstate__(state)
         checkpoint.unpack(self.state)
         self._tables = {}
+        LIVE.add(self)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -326,6 +330,8 @@ def _next_step(group: Group, compiling: bool, *, alone: bool) -> int | Tensor:
     last = group["rounding_step"]
     if group["rounding"] != "stochastic":
         return 0
+    # With lr = 0 nothing is rounded: torch.distributed.checkpoint takes such a step to create the state.
+    alone = alone or (not isinstance(group["lr"], Tensor) and group["lr"] == 0)
     if group["capturable"] and not isinstance(last, Tensor):  # a CUDA graph would keep an integer
         last = group["rounding_step"] = torch.tensor(last, device=group["params"][0].device)
     if isinstance(last, Tensor):

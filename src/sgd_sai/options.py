@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
@@ -86,6 +86,19 @@ def _allowed_scale(scale: Any) -> bool:
     return callable(scale) or scale in RULES
 
 
+def _is_form(normalize: Any) -> bool:
+    # An integer is none of its numbers: where 1 stands for True, it would be hundreds of times too small.
+    return isinstance(normalize, bool | str) or (
+        _is_number(normalize) and not isinstance(normalize, Integral)
+    )
+
+
+def _allowed_form(normalize: Any) -> bool:
+    if isinstance(normalize, str):
+        return normalize == "rms"
+    return isinstance(normalize, bool) or 0.0 < normalize < math.inf
+
+
 _FLAG = _one_of(True, False)
 _WAY = _one_of(True, False, None)
 _FINITE = _number("a finite number ≥ 0", lambda given: 0.0 <= given < math.inf)
@@ -101,7 +114,7 @@ OPTIONS: dict[str, Option] = {
     "capturable": _FLAG,
     "differentiable": _FLAG,
     "fused": _WAY,
-    "normalize": _one_of(True, False, "rms"),
+    "normalize": Option("True, False, 'rms' or a positive, finite float", _is_form, _allowed_form),
     "unbiased": _FLAG,
     "measure_first": _FLAG,
     "scale": Option(
@@ -163,7 +176,7 @@ CONFLICTS = (
     Conflict(
         "normalize",
         lambda given: is_given(given["scale"]) and given["normalize"] == "rms",
-        "with a scale by name; allowed: True or False",
+        "with a scale by name; allowed: True, False or a number",
     ),
     Conflict(
         "differentiable",

@@ -12,6 +12,9 @@ from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.options import Group
 from sgd_sai.quantized import create_momentum8, fits_8_bits
 
+#: The g-SNR of a block without elements: it neither waits for a scale nor needs a normaliser.
+EMPTY = 0.0
+
 #: A parameter's entry in `optimizer.state`.
 State = dict[str, Any]
 
@@ -24,7 +27,7 @@ def gsnr_keys(split: int) -> tuple[str, ...]:
 def create_state(state: State, param: Tensor, group: Group) -> None:
     """Fill the empty state of a parameter whose blocks are without a scale."""
     # An empty parameter will never be measured, and must not be waited for.
-    state.update(dict.fromkeys(gsnr_keys(group["split"]), UNLATCHED if param.numel() else 1.0))
+    state.update(dict.fromkeys(gsnr_keys(group["split"]), UNLATCHED if param.numel() else EMPTY))
     create_buffers(state, param, group)
 
 

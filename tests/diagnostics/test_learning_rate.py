@@ -69,7 +69,7 @@ def size(deltas: list[torch.Tensor]) -> float:
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ({"given": "raw"}, "given: given 'raw'; allowed: True, False or 'rms'"),
+    ({"given": "raw"}, "given: given 'raw'; allowed: True, False, 'rms' or a positive"),
     ({"wanted": 1}, "wanted: given 1; allowed"),
     ({"lr": -1.0}, "lr: given -1.0; allowed: a finite number > 0"),
     ({"weight_decay": math.nan}, "weight_decay: given nan; allowed: a finite number ≥ 0"),

@@ -10,6 +10,7 @@ from torch import nn
 
 from sgd_sai.diagnostics.measurement import measure_blocks
 from sgd_sai.gsnr import UNLATCHED, Normalize, divisor
+from sgd_sai.options import OPTIONS
 
 
 def convert_lr(
@@ -22,7 +23,8 @@ def convert_lr(
 ) -> tuple[float, float]:
     """Convert (η, λ) between the forms of `normalize`; the trajectory is the same.
 
-    η multiplies G_snr/N, where N is max G_snr (True), 1 (False) or `gsnr_rms` ("rms"), and decay uses η λ. So
+    η multiplies G_snr/N, where N is max G_snr (True), 1 (False), `gsnr_rms` ("rms") or the number that is
+    given, and decay uses η λ. So
 
         η_wanted = η_given · N_wanted / N_given        λ_wanted = λ_given · N_given / N_wanted
 
@@ -46,8 +48,8 @@ def convert_lr(
         (0.768, 0.00013020833333333333)
     """
     for name, form in (("given", given), ("wanted", wanted)):
-        if form != "rms" and not isinstance(form, bool):
-            raise ValueError(f"{name}: given {form!r}; allowed: True, False or 'rms'")
+        if not OPTIONS["normalize"].is_kind(form) or not OPTIONS["normalize"].holds(form):
+            raise ValueError(f"{name}: given {form!r}; allowed: {OPTIONS['normalize'].allowed}")
     for name, value, least in (("lr", lr, "> 0"), ("weight_decay", weight_decay, "≥ 0")):
         if not (0.0 <= value < math.inf) or (name == "lr" and value == 0.0):
             raise ValueError(f"{name}: given {value!r}; allowed: a finite number {least}")
