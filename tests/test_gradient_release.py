@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import warnings
 import weakref
@@ -241,4 +242,178 @@ def test_a_group_that_is_one_block_and_whose_gradients_come_late(
         assert len(of_block) == 1
     assert scales[0] == scales[1]
     for p, q in zip(*(net.parameters() for net in nets), strict=True):
+        assert torch.equal(p, q)
+
+
+def fresh(net: nn.Module, release: bool, **options: Any) -> SGDSaI:
+    options = {"lr": 0.3, "weight_decay": 0.01, **options}
+    optimizer = SGDSaI(net.parameters(), **options)
+    if release:
+        gradient_release(net, optimizer)
+    return optimizer
+
+
+def learn(net: nn.Module, optimizer: SGDSaI, steps: range) -> None:
+    for step in steps:
+        torch.manual_seed(step)
+        tokens = torch.randint(50, (4, 7))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(tokens).flatten(0, 1), tokens.flatten()).backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # not all have a gradient at first
+            optimizer.step()
+
+
+FORMS = [
+    {"normalize": normalize, "lr": lr, "measure_first": measure_first, **more}
+    for normalize, lr in ((True, 0.3), (False, 0.01), ("rms", 0.003), (30.0, 0.3))
+    for measure_first in (False, True)
+    for more in ({}, {"blocks": "group"}, {"state_dtype": "8bit"})
+]
+
+
+@pytest.mark.parametrize("saved_after", [1, 3])
+@pytest.mark.parametrize("options", FORMS, ids=str)
+def test_resumes_bit_for_bit_in_the_order_that_everybody_writes(
+    options: dict[str, Any], saved_after: int
+) -> None:
+    """Model, optimizer, `gradient_release`, then `load_state_dict`; and lr changes afterwards."""
+    net = Net()
+    optimizer = fresh(net, True, **options)
+    learn(net, optimizer, range(saved_after))
+    other = Net()
+    resumed = fresh(other, True, **options)
+    other.load_state_dict(copy.deepcopy(net.state_dict()))
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for each, of in ((optimizer, net), (resumed, other)):
+        each.param_groups[0]["lr"] /= 3
+        learn(of, each, range(saved_after, saved_after + 3))
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), other.parameters(), strict=True))
+    assert all(param.grad is None for param in other.parameters())
+
+
+def add_a_group(net: Net, optimizer: SGDSaI) -> None:
+    net.gate.requires_grad_(True)
+    optimizer.add_param_group({"params": [net.gate], "lr": 0.05})
+
+
+def unfreeze(net: Net, optimizer: SGDSaI) -> None:
+    net.gate.requires_grad_(True)
+
+
+def take_a_group_away(net: Net, optimizer: SGDSaI) -> None:
+    del optimizer.param_groups[0]
+    optimizer.add_param_group({"params": [net.gate.requires_grad_(True)]})
+
+
+@pytest.mark.parametrize("change", [add_a_group, unfreeze, take_a_group_away], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("measure_first", [False, True])
+def test_groups_that_change_while_training(change: Any, measure_first: bool) -> None:
+    """Bit for bit as without release; and from the second step on gradients are freed."""
+    nets = Net(), Net()
+    for net, release in zip(nets, (False, True), strict=True):
+        net.gate.requires_grad_(False)
+        held = [] if change is not unfreeze else [net.gate]
+        groups = [
+            {"params": [net.embedding.weight]},
+            {"params": [*net.norm.parameters(), *net.mix.parameters(), net.inner.weight, net.late, *held]},
+        ]
+        optimizer = SGDSaI(groups, lr=0.3, measure_first=measure_first)
+        if release:
+            gradient_release(net, optimizer)
+        learn(net, optimizer, range(3))
+        change(net, optimizer)
+        learn(net, optimizer, range(3, 5))
+        optimizer.param_groups[-1]["lr"] = 0.2
+        freed: list[bool] = []
+        net.gate.register_post_accumulate_grad_hook(
+            lambda p, freed=freed: freed.append(type(p.grad) is not torch.Tensor)
+        )
+        learn(net, optimizer, range(5, 8))
+        assert freed == [release] * 3
+    for (name, p), q in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(p, q), name
+    assert not torch.equal(nets[1].gate, Net().gate)
+
+
+def test_a_copy_trains_on_without_release() -> None:
+    """Hooks belong to the parameters that they were set on."""
+    net = Net()
+    optimizer = fresh(net, True, measure_first=True)
+    learn(net, optimizer, range(3))
+    other, copied = copy.deepcopy((net, optimizer))
+    for each, of in ((optimizer, net), (copied, other)):
+        learn(of, each, range(3, 6))
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), other.parameters(), strict=True))
+    assert [param.grad is None for param in other.parameters()] == [False] * 8
+    assert all(param.grad is None for param in net.parameters())
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_hooks_of_the_user_stay(before: bool) -> None:
+    """One set before ours sees the gradient, and may change it; one set after ours sees that it is gone."""
+    nets, seen = (Net(), Net()), []
+
+    def clip(param: torch.Tensor) -> None:
+        seen.append(type(param.grad))
+        if type(param.grad) is torch.Tensor:
+            torch.nn.utils.clip_grad_norm_([param], 1e-3)
+
+    for net, release in zip(nets, (False, True), strict=True):
+        optimizer = fresh(net, release and not before)
+        handles = [param.register_post_accumulate_grad_hook(clip) for param in net.parameters()]
+        if release and before:
+            gradient_release(net, optimizer)
+        learn(net, optimizer, range(1))
+        seen.clear()
+        learn(net, optimizer, range(1, 4))
+        for handle in handles:
+            handle.remove()
+    assert {kind is torch.Tensor for kind in seen} == {before}
+    same = [torch.equal(p, q) for p, q in zip(*(net.parameters() for net in nets), strict=True)]
+    assert all(same) is before
+
+
+def test_an_error_in_the_middle_of_backward() -> None:
+    """What has moved has moved; after `zero_grad` training goes on, and nothing moves twice in a step."""
+    net = Net()
+    optimizer = fresh(net, True, measure_first=True)
+    learn(net, optimizer, range(3))
+    before = {name: param.detach().clone() for name, param in net.named_parameters()}
+
+    def fail(grad: torch.Tensor) -> None:
+        raise RuntimeError("out of memory")
+
+    handle = net.norm.weight.register_hook(fail)
+    tokens = torch.arange(14).view(2, 7)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        nn.functional.cross_entropy(net(tokens).flatten(0, 1), tokens.flatten()).backward()
+    handle.remove()
+    moved = {name for name, param in net.named_parameters() if not torch.equal(param, before[name])}
+    assert {"mix.weight"} <= moved
+    assert moved.isdisjoint({"norm.weight", "embedding.weight"})
+    optimizer.zero_grad()
+    twin = Net()
+    twin.load_state_dict(copy.deepcopy(net.state_dict()))
+    ordinary = fresh(twin, False, measure_first=True)
+    ordinary.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    learn(net, optimizer, range(4, 7))
+    learn(twin, ordinary, range(4, 7))
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), twin.parameters(), strict=True))
+
+
+def test_an_average_of_the_weights() -> None:
+    """It is updated after the step, when all parameters have moved."""
+    averages = []
+    for release in (False, True):
+        net = Net()
+        optimizer = fresh(net, release, measure_first=True)
+        average = torch.optim.swa_utils.AveragedModel(
+            net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
+        )
+        for step in range(5):
+            learn(net, optimizer, range(step, step + 1))
+            average.update_parameters(net)
+        averages.append(average)
+    for p, q in zip(*(average.parameters() for average in averages), strict=True):
         assert torch.equal(p, q)
