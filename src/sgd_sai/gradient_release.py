@@ -26,6 +26,11 @@ class GradientRelease:
     def __init__(self, model: nn.Module, optimizer: SGDSaI) -> None:
         """See `gradient_release`."""
         self._optimizer = optimizer
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            raise ValueError(
+                "model: given a DistributedDataParallel, whose buckets hold all gradients in backward; "
+                "allowed: a model on one rank, or cut by fully_shard (FSDP2) or tensor parallelism"
+            )
         own = {param for group in optimizer.param_groups for param in group["params"]}
         missing = [name for name, p in model.named_parameters() if p.requires_grad and p not in own]
         if missing:
@@ -111,8 +116,10 @@ def gradient_release(model: nn.Module, optimizer: SGDSaI) -> GradientRelease:
     the same. The result is bit for bit that of ordinary training.
 
     What needs all gradients at once, or changes them after backward, cannot work, and says so: clipping by
-    the global norm, accumulating over several backwards, `GradScaler`. Clip each gradient by a hook of its
-    own instead; make the batch larger by activation checkpointing.
+    the global norm, accumulating over several backwards, `GradScaler`, `DistributedDataParallel`. Clip each
+    gradient by a hook of its own instead; make the batch larger by activation checkpointing.
+
+    Groups may be added, and parameters frozen or unfrozen: what changes counts from the next `step` on.
 
     Args:
         model: every parameter that requires a gradient must be in the optimizer.
@@ -123,7 +130,7 @@ def gradient_release(model: nn.Module, optimizer: SGDSaI) -> GradientRelease:
         A handle; `remove()` ends it.
 
     Raises:
-        ValueError: the optimizer lacks a parameter of the model.
+        ValueError: the optimizer lacks a parameter of the model, or that is a `DistributedDataParallel`.
     """
     return GradientRelease(model, optimizer)
 
@@ -150,6 +157,6 @@ class Released(Tensor):
         """Refuse whatever would read or write the gradient."""
         raise RuntimeError(
             f"gradient_release: {func} wants a gradient that was used and freed inside backward. Clipping by "
-            "the global norm, gradient accumulation and GradScaler need all gradients after backward; train "
-            "without them, or without gradient_release."
+            "the global norm, gradient accumulation, GradScaler and DistributedDataParallel need all of them "
+            "after backward; train without them, or without gradient_release."
         )

@@ -120,22 +120,31 @@ def test_equals_one_process(scenario: Any, ranks: int, gain: Any, groups: int) -
         assert collectives == [groups if step in (0, LATE) else 0 for step in range(STEPS)]
 
 
-def released(options: dict[str, Any]) -> Any:
-    """Tensor parallel, each parameter moved inside backward."""
-    model = tensor_parallel(Tiny(()), init_device_mesh("cpu", (2,)))
+def released(how: str, options: dict[str, Any]) -> Any:
+    """Each parameter moved inside backward; also how many gradients were left after each backward."""
+    mesh = init_device_mesh("cpu", (2,))
+    model = tensor_parallel(Tiny(()), mesh) if how == "tp" else shard(Tiny(), mesh)
     optimizer = SGDSaI(model.parameters(), **OPTIONS, **options)
     gradient_release(model, optimizer)
-    train(model, optimizer, range(LATE, LATE + 6))
-    return outcome(model, optimizer)
+    left: list[int] = []
+
+    def count() -> None:
+        left.append(sum(type(param.grad) is DTensor for param in model.parameters()))
+
+    train(model, optimizer, range(LATE, LATE + 6), slice(None) if how == "tp" else share_of(mesh), count)
+    return outcome(model, optimizer), left
 
 
 @pytest.mark.parametrize("options", [{}, {"measure_first": True}], ids=str)
-def test_gradient_release(options: dict[str, Any]) -> None:
-    model = Tiny(())
+@pytest.mark.parametrize("how", ["tp", "fsdp2"])
+def test_gradient_release(how: str, options: dict[str, Any]) -> None:
+    model = Tiny(() if how == "tp" else (1,))
     optimizer = SGDSaI(model.parameters(), **OPTIONS, **options)
     train(model, optimizer, range(LATE, LATE + 6))
-    for found in world(2, released, options):
+    first = 0 if options else len(list(model.parameters()))  # an ordinary step has all of them
+    for found, left in world(2, released, how, options):
         assert_same_outcome(found, outcome(model, optimizer))
+        assert left == [first, 0, 0, 0, 0, 0]
 
 
 POLICY = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)

@@ -38,7 +38,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
 from world import world
 
-from sgd_sai import UNLATCHED, SGDSaI
+from sgd_sai import UNLATCHED, SGDSaI, gradient_release
 from sgd_sai.distributed.collectives import raised_together
 
 SHAPES = [(30, 20), (5,), (8, 8), (), (3, 4), (16, 2)]
@@ -324,6 +324,26 @@ def test_ddp_equals_one_process(scenario: Any, ranks: int) -> None:
     truth = one_process(())
     for found in world(ranks, scenario):
         assert_same_outcome(found, truth)
+
+
+def released_under_ddp(**options: Any) -> tuple[str, str]:
+    inner = Tiny()
+    model = DistributedDataParallel(inner, **options)
+    optimizer = SGDSaI(inner.parameters(), **OPTIONS, measure_first=True)
+    with pytest.raises(ValueError, match="model: given a DistributedDataParallel") as at_once:
+        gradient_release(model, optimizer)
+    gradient_release(inner, optimizer)
+    with pytest.raises(RuntimeError, match="DistributedDataParallel") as in_backward:
+        train(model, optimizer)
+    return str(at_once.value), str(in_backward.value)
+
+
+@pytest.mark.parametrize("options", [{}, {"static_graph": True, "gradient_as_bucket_view": True}], ids=str)
+def test_gradient_release_is_refused_under_ddp(options: dict[str, Any]) -> None:
+    """A hook of a parameter sees the gradient of one rank, and DDP's buckets hold all gradients anyway."""
+    for at_once, in_backward in world(RANKS, functools.partial(released_under_ddp, **options)):
+        assert "allowed: a model on one rank, or cut by fully_shard" in at_once
+        assert "and DistributedDataParallel need all of them after backward" in in_backward
 
 
 def test_zero_redundancy_optimizer_equals_one_process() -> None:
