@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from optimizer_info import Watch, give_gradients
 from sgd_sai import SGDSaI
@@ -171,17 +173,43 @@ def test_stochastic_rounding_is_right_in_the_mean() -> None:
     assert share.std() == pytest.approx((0.3 * 0.7 / 100) ** 0.5, rel=0.02)  # as of independent draws
 
 
-def test_stochastic_rounding_of_what_needs_none() -> None:
-    """Also NaN, whatever its bits: the noise must not carry it over to a zero."""
-    special = torch.tensor([torch.inf, -torch.inf, 0.0, -0.0, 1.5])
-    nans = torch.tensor([0x7FFFFFFF, -1, 0x7FC00000, 0x7F800001], dtype=torch.int32).view(torch.float32)
+LARGEST, SMALLEST = torch.finfo(torch.bfloat16).max, 2.0**-133  # of bfloat16; the smallest is a denormal
+SPECIAL = [torch.inf, -torch.inf, 0.0, -0.0, 1.5, LARGEST, -LARGEST, SMALLEST, -SMALLEST, 3 * SMALLEST]
+PAYLOADS = [1, 0x8000, 0xFFFF, 0x10000, 0x400000, 0x7FFFFE, 0x7FFFFF]
+
+
+@pytest.mark.parametrize("sign", [0, -1 << 31])
+def test_stochastic_rounding_of_what_needs_none(sign: int) -> None:
+    """The sign of a zero stays, and NaN, whatever its bits: the noise must not carry it over to a zero."""
+    special = torch.tensor(SPECIAL)
+    nans = torch.tensor([sign | 0x7F800000 | payload for payload in PAYLOADS], dtype=torch.int32)
     for step in range(50):
-        out = torch.empty(5, dtype=torch.bfloat16)
+        out = torch.empty(len(SPECIAL), dtype=torch.bfloat16)
         round_to(out, special, Noise(0), step)
-        assert torch.equal(out.float(), special)
-        out = torch.empty(4, dtype=torch.bfloat16)
-        round_to(out, nans, Noise(0), step)
+        assert torch.equal(out.view(torch.int16), special.bfloat16().view(torch.int16))
+        out = torch.empty(len(PAYLOADS), dtype=torch.bfloat16)
+        round_to(out, nans.view(torch.float32), Noise(0), step)
         assert out.isnan().all()
+
+
+@pytest.mark.parametrize("exact", [0.25 * SMALLEST, -1.75 * SMALLEST, (1 - 2**-9) * 2**-126])
+def test_stochastic_rounding_of_denormals(exact: float) -> None:
+    wide = torch.full((200_000,), exact)
+    rounded = torch.empty_like(wide, dtype=torch.bfloat16)
+    round_to(rounded, wide, Noise(1), 5)
+    of = rounded.double() / SMALLEST
+    assert set(of.unique().tolist()) == {math.floor(exact / SMALLEST), math.ceil(exact / SMALLEST)}
+    assert of.mean().item() == pytest.approx(exact / SMALLEST, abs=0.006)
+
+
+def test_stochastic_rounding_between_the_largest_number_and_infinity() -> None:
+    """Beyond the largest bfloat16 the neighbour is an infinity, as to nearest; up to there all is finite."""
+    beyond = torch.full((10_000,), torch.finfo(torch.float32).max)
+    out = torch.empty_like(beyond, dtype=torch.bfloat16)
+    round_to(out, beyond, Noise(0), 1)
+    assert set(out.tolist()) <= {LARGEST, math.inf}
+    round_to(out, torch.full_like(beyond, LARGEST), Noise(0), 1)
+    assert set(out.tolist()) == {LARGEST}
 
 
 def test_random_bits_are_uniform_and_independent() -> None:
@@ -246,6 +274,32 @@ def test_parts_of_a_parameter_are_rounded_as_the_whole() -> None:
         SGDSaI([param], split=split, **options).step()
     assert torch.equal(whole, cut)
     assert not torch.equal(whole[:3], whole[3:6])
+
+
+def test_a_step_draws_nothing_from_the_users_generators() -> None:
+    params = parameters(torch.bfloat16)
+    optimizer = SGDSaI(params, lr=0.1, rounding="stochastic", state_dtype="8bit")
+    before = torch.get_rng_state()
+    for step in range(2):
+        for seed, param in enumerate(params):
+            generator = torch.Generator().manual_seed(10 * step + seed)
+            param.grad = torch.randn(param.shape, generator=generator).bfloat16()
+        optimizer.step()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_asking_for_the_state_before_training_changes_no_rounding() -> None:
+    """torch.distributed.checkpoint creates the state by a step with lr = 0, in which nothing is rounded."""
+    nets = [nn.Linear(70, 70, bias=False, dtype=torch.bfloat16) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    for asked, net in enumerate(nets):
+        optimizer = SGDSaI(net.parameters(), lr=0.1, weight_decay=0.1, rounding="stochastic")
+        if asked:
+            get_optimizer_state_dict(net, optimizer)
+        for step in range(3):
+            give_gradients(list(net.parameters()), step)
+            optimizer.step()
+    assert torch.equal(nets[0].weight, nets[1].weight)
 
 
 def test_equal_places_in_two_groups_round_differently() -> None:
