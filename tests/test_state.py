@@ -443,3 +443,42 @@ def test_a_full_state_dict_takes_every_option() -> None:
     set_optimizer_state_dict(net, other, saved)
     assert other.param_groups[0]["state_dtype"] is torch.bfloat16
     assert all(s["momentum_buffer"].dtype == torch.bfloat16 for s in other.state.values())
+
+
+@pytest.mark.parametrize("normalize", [True, "rms"])
+def test_resumes_after_a_late_larger_block_and_a_new_group(normalize: Any) -> None:
+    """The divisors are those of the first step, whatever latched, or was added, since; bit for bit."""
+
+    def made() -> tuple[list[nn.Parameter], SGDSaI]:
+        params = [nn.Parameter(torch.ones(size)) for size in (4, 1000, 9)]
+        return params, SGDSaI(params[:2], lr=1e-3, normalize=normalize)
+
+    def step(params: list[nn.Parameter], optimizer: SGDSaI, which: int, have: tuple[int, ...]) -> None:
+        for index, param in enumerate(params):
+            generator = torch.Generator().manual_seed(10 * which + index)
+            param.grad = torch.randn(param.shape, generator=generator) if index in have else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            optimizer.step()
+
+    params, optimizer = made()
+    step(params, optimizer, 0, (0,))
+    step(params, optimizer, 1, (0, 1))  # larger than the maximum, at which it is capped
+    optimizer.add_param_group({"params": params[2:]})
+    state = copy.deepcopy(optimizer.state_dict())
+    others, resumed = made()
+    resumed.add_param_group({"params": others[2:]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the new group has no state
+        resumed.load_state_dict(state)
+    with torch.no_grad():
+        for q, p in zip(others, params, strict=True):
+            q.copy_(p)
+    for which in (2, 3):
+        step(params, optimizer, which, (0, 1, 2))
+        step(others, resumed, which, (0, 1, 2))
+    assert all(torch.equal(p, q) for p, q in zip(params, others, strict=True))
+    for key in ("gsnr_max", "gsnr_rms"):
+        values = {group[key] for each in (optimizer, resumed) for group in each.param_groups}
+        assert len(values) == 1
+    assert optimizer.param_groups[0]["gsnr_max"] == optimizer.state[params[0]]["gsnr"] < 5

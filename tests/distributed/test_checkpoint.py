@@ -12,7 +12,18 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from test_dtensor import shard, share_of, tensor_parallel
 from test_process_group import staged
-from tiny import BATCH, LATE, OPTIONS, Tiny, assert_same_outcome, one_process, outcome, train
+from tiny import (
+    BATCH,
+    LATE,
+    OPTIONS,
+    Tiny,
+    assert_same_outcome,
+    one_process,
+    outcome,
+    quiet_step,
+    train,
+    whole,
+)
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -261,3 +272,64 @@ def saved_between_measuring_and_moving(folder: Path) -> None:
 def test_between_measuring_and_moving(tmp_path: Path) -> None:
     """The tutorial's variant has no momentum there yet, and its checkpoints say so."""
     world(2, saved_between_measuring_and_moving, tmp_path)
+
+
+#: Of the optimizer, and the dtype of the model.
+PRECISIONS: dict[str, tuple[dict[str, Any], torch.dtype]] = {
+    "fp32 m": ({}, torch.float32),
+    "fp64 m": ({"state_dtype": torch.float64}, torch.float32),
+    "bf16 m": ({"state_dtype": torch.bfloat16}, torch.float32),
+    "fp16 m": ({"state_dtype": torch.float16}, torch.float32),
+    "no m": ({"momentum": 0.0}, torch.float32),
+    "measured first": ({"measure_first": True}, torch.float32),
+    "bf16, fp32 m": ({}, torch.bfloat16),
+    "bf16, bf16 m, stochastic": (
+        {"state_dtype": torch.bfloat16, "rounding": "stochastic", "weight_decay": 0.1},
+        torch.bfloat16,
+    ),
+    "bf16, bf16 m, kahan": ({"state_dtype": torch.bfloat16, "rounding": "kahan"}, torch.bfloat16),
+    "8-bit m": ({"state_dtype": "8bit"}, torch.float32),  # of DTensors it is refused: one rank
+}
+
+
+def created_before_it_is_loaded(folder: Path, options: dict[str, Any], dtype: torch.dtype) -> None:
+    """As torchtitan does it: a step with zero gradients and lr = 0, then what exists after it is loaded."""
+
+    def made() -> tuple[nn.Module, SGDSaI, slice]:
+        model, _, share = training()
+        if dist.get_world_size() == 1:
+            model = Tiny(width=64)  # large enough for 8 bits
+        model = model.to(dtype)
+        return model, SGDSaI(model.named_parameters(), **{**OPTIONS, **options}), share
+
+    model, optimizer, share = made()
+    train(model, optimizer, range(LATE + 2), share)
+    dcp.save(states(model, optimizer, KINDS["flat"]), checkpoint_id=folder)
+    train(model, optimizer, range(LATE + 2, END), share)
+
+    other, resumed, _ = made()
+    for param in other.parameters():
+        param.grad = torch.zeros_like(param)
+    resumed.param_groups[0]["lr"] = 0.0
+    quiet_step(resumed)
+    resumed.zero_grad()
+    state = states(other, resumed, KINDS["flat"])
+    dcp.load(state, checkpoint_id=folder)
+    set_model_state_dict(other, state["model"])
+    set_optimizer_state_dict(other, resumed, state["optimizer"], options=KINDS["flat"])
+    train(other, resumed, range(LATE + 2, END), share)
+    for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(whole(p), whole(q)), name
+        for key, kept in optimizer.state[p].items():
+            loaded = resumed.state[q][key]
+            same = (
+                torch.equal(whole(kept), whole(loaded)) if isinstance(kept, torch.Tensor) else kept == loaded
+            )
+            assert same, (name, key)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_created_before_it_is_loaded(precision: str, tmp_path: Path) -> None:
+    options, dtype = PRECISIONS[precision]
+    ranks = 1 if options.get("state_dtype") == "8bit" else 2
+    world(ranks, created_before_it_is_loaded, tmp_path / "state", options, dtype)
