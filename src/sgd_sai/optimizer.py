@@ -20,7 +20,7 @@ from sgd_sai.gsnr import UNLATCHED, Rule, check_dense
 from sgd_sai.messages import name_of
 from sgd_sai.options import Group, check_options, check_params
 from sgd_sai.several_optimizers import LIVE
-from sgd_sai.state import create_buffers, create_state, is_unlatched
+from sgd_sai.state import check_shapes, create_buffers, create_state, is_unlatched
 from sgd_sai.update import unscales, update
 
 if TYPE_CHECKING:
@@ -200,7 +200,11 @@ class SGDSaI(Optimizer):
         compiling = torch.compiler.is_compiling()
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             for columns, arguments in self._collect(alone, compiling):
-                update(*columns, **arguments)
+                try:
+                    update(*columns, **arguments)
+                except (RuntimeError, ValueError):
+                    check_shapes(arguments["group"], self.state)
+                    raise
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # bookkeeping stays Python; torch.compile is given the arithmetic
     def _collect(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sgd_sai.gsnr import UNLATCHED
+from sgd_sai.messages import name_of
 from sgd_sai.options import Group
 from sgd_sai.quantized import create_momentum8, fits_8_bits
 
@@ -68,3 +69,20 @@ def gsnr_of_group(group: Group, states: Mapping[Tensor, State]) -> float:
         if measured != UNLATCHED:
             return measured
     return UNLATCHED
+
+
+def check_shapes(group: Group, states: Mapping[Tensor, State]) -> None:
+    """Raise for the first parameter of another shape than its gradient or its buffers: it was resized."""
+    for index, param in enumerate(group["params"]):
+        state = states.get(param, {})
+        buffers = {key: state.get(key) for key in ("momentum_buffer", "compensation")}
+        for what, tensor in {"its gradient": param.grad, **buffers}.items():
+            if tensor is None:
+                continue
+            in_pairs = param.is_complex() and not tensor.is_complex()  # momentum in 8 bits
+            shape = tensor.shape[:-1] if in_pairs else tensor.shape
+            if shape != param.shape:
+                raise ValueError(
+                    f"{name_of(group, index)} has shape {tuple(param.shape)}, {what} {tuple(shape)}; after "
+                    "a resize, delete what belongs to the old one: its gradient and optimizer.state[param]"
+                )

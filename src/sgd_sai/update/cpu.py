@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sgd_sai.update import reference
-from sgd_sai.update.pieces import pieces, same_order
+from sgd_sai.update.pieces import check_shapes, pieces, same_order
 
 # Elements of θ that go through both passes at once: large enough that the calls cost nothing, small
 # enough that m is still in the cache when the second pass reads it.
@@ -90,6 +90,7 @@ def _sgd(
 
 
 def _large(θ: Tensor, g: Tensor, m: Tensor | None, ηG: float, μ: float, λη: float, maximize: bool) -> None:
+    check_shapes(θ, g, m)
     if λη == 0 and m is not None:
         _sgd([θ], [g], [m], ηG, μ, 0.0, maximize)
     elif ηG == 0:  # not latched, or lr is 0: λ/G has no value
@@ -118,6 +119,8 @@ def _tiny(
     The fused kernel would start some for each tensor; where there are none to start, it is the faster one.
     """
     alone = torch.get_num_threads() == 1
+    if alone and not _equal_sizes(θs, gs, ms):
+        raise RuntimeError("a parameter, its gradient and its momentum have different shapes")
     zero, one = (torch.full((), value, dtype=θs[0].dtype, device="cpu") for value in (0.0, 1.0))
     if maximize:
         gs = list(torch._foreach_neg(gs))
@@ -130,6 +133,12 @@ def _tiny(
     elif λη:
         torch._foreach_lerp_(θs, [zero] * len(θs), λη)  # θ + λη (0 − θ); a product costs four times this
     torch._foreach_addcmul_(θs, ms or gs, [one] * len(θs), [-ηG for ηG in ηGs])
+
+
+def _equal_sizes(θs: list[Tensor], gs: list[Tensor], ms: list[Tensor]) -> bool:
+    """The fused kernel trusts that they are, and would write beyond the end of a smaller one."""
+    sizes = list(map(Tensor.numel, θs))
+    return all(list(map(Tensor.numel, tensors)) == sizes for tensors in (gs, ms) if tensors)
 
 
 def _all_plain(*lists: Sequence[Tensor | None]) -> bool:

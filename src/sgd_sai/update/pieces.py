@@ -25,10 +25,18 @@ def same_order(*tensors: Tensor | None) -> bool:
     return dense and all(tensor.stride() == first.stride() for tensor in given)
 
 
+def check_shapes(*tensors: Tensor | None) -> None:
+    """Raise unless all are of one shape: a kernel that trusts them would write beyond the end of one."""
+    shapes = {tuple(tensor.shape) for tensor in tensors if tensor is not None}
+    if len(shapes) > 1:
+        raise RuntimeError(f"a parameter, its gradient and its momentum have the shapes {shapes}")
+
+
 def pieces(size: int, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
     """Views of `size` elements of each, in memory order; where the orders differ, the whole. None stays."""
     first = tensors[0]
     assert first is not None
+    check_shapes(*tensors)
     if first.numel() <= size or not same_order(*tensors):
         yield tensors
         return

@@ -14,6 +14,7 @@ from sgd_sai.kernels import tables
 from sgd_sai.kernels.tables import Table, capturing, order, upload
 from sgd_sai.quantized import Momentum, Momentum8
 from sgd_sai.rounding import Noise, Rounding
+from sgd_sai.update.pieces import check_shapes
 
 # Elements that one program moves: 16 a thread, in vectors of 16 bytes.
 CHUNK = 2048
@@ -131,6 +132,7 @@ class _Operands:
             θ, g, m, _, c = self.of_block(place)
             assert θ is not None
             assert g is not None
+            check_shapes(θ, g, m, c)
             kind = θ.device, θ.dtype, g.dtype, m is None or m.dtype, c is None, self.noises[place] is None
             if θ.numel() > 0:
                 alike.setdefault(kind, []).append(place)
