@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -204,9 +204,9 @@ def load_and_compare(layout: Callable[[], Training], folder: Path, truths: list[
     assert_same_outcome(outcome(model, optimizer), of(model, truths[1]))
 
 
-def of(model: nn.Module, found: dict[str, Any]) -> dict[str, Any]:
-    """What was found for the parameters that this rank has."""
-    names = {name for name, _ in model.named_parameters()}
+def of(model: nn.Module, found: dict[str, Any], but: Collection[str] = ()) -> dict[str, Any]:
+    """What was found for the parameters that this rank has, but some."""
+    names = {name for name, _ in model.named_parameters()}.difference(but)
     mine = {
         kind: {name: value for name, value in found[kind].items() if name in names}
         for kind in ("gsnr", "params", "momenta")
@@ -333,3 +333,51 @@ def test_created_before_it_is_loaded(precision: str, tmp_path: Path) -> None:
     options, dtype = PRECISIONS[precision]
     ranks = 1 if options.get("state_dtype") == "8bit" else 2
     world(ranks, created_before_it_is_loaded, tmp_path / "state", options, dtype)
+
+
+def frozen_in_between(folder: Path) -> None:
+    """A block is frozen from the start, another later; each is unfrozen after a checkpoint was loaded."""
+
+    def made() -> tuple[Tiny, SGDSaI, slice]:
+        model, optimizer, share = training()
+        model.blocks[0].requires_grad_(False)
+        return model, optimizer, share
+
+    model, optimizer, share = made()
+    train(model, optimizer, range(LATE, LATE + 2), share)
+    model.blocks[1].requires_grad_(False)
+    train(model, optimizer, range(LATE + 2, LATE + 3), share)
+    dcp.save(states(model, optimizer, KINDS["plain"]), checkpoint_id=folder)
+    kept = outcome(model, optimizer)
+
+    # What was frozen later has its state in the checkpoint, and takes it along once it is unfrozen.
+    other, resumed, _ = made()
+    load(other, resumed, folder.parent, folder.name)
+    assert_equal(outcome(other, resumed), kept)
+    other.blocks[1].requires_grad_(True)
+    model.blocks[1].requires_grad_(True)
+    train(model, optimizer, range(LATE + 3, LATE + 5), share)
+    train(other, resumed, range(LATE + 3, LATE + 5), share)
+    assert_equal(outcome(other, resumed), outcome(model, optimizer))
+
+    # What never had a state begins anew; the rest goes on.
+    new, partial, _ = made()
+    new.blocks[0].requires_grad_(True)
+    state = states(new, partial, KINDS["plain"])
+    with pytest.raises(dcp.api.CheckpointException, match="Missing key in checkpoint state_dict"):
+        dcp.load(state, checkpoint_id=folder)
+    dcp.load(state, checkpoint_id=folder, planner=dcp.DefaultLoadPlanner(allow_partial_load=True))
+    set_model_state_dict(new, state["model"])
+    set_optimizer_state_dict(new, partial, state["optimizer"])
+    found = outcome(new, partial)
+    first = {name for name in found["gsnr"] if name.startswith("blocks.0.")}
+    assert {found["gsnr"][name] for name in first} == {UNLATCHED}
+    assert_equal(of(new, found, first), of(new, kept, first))
+    train(new, partial, range(LATE + 3, LATE + 5), share)
+    raws = outcome(new, partial)["gsnr"]
+    assert all(raws[name] != UNLATCHED for name in first)
+    assert {name: raws[name] for name in kept["gsnr"]} == kept["gsnr"]
+
+
+def test_frozen_in_between(tmp_path: Path) -> None:
+    world(2, frozen_in_between, tmp_path / "plain")
