@@ -292,7 +292,8 @@ class SGDSaI(Optimizer):
         A checkpoint of the authors' release 1.0.3 continues as that release would: its groups are not
         normalised and measure the unbiased variance.
 
-        A trained parameter of which it holds nothing begins anew, with a warning: it may have been frozen.
+        Where both have names, parameters are matched by them, in whatever order; else by place. A trained
+        parameter of which the state holds nothing begins anew, with a warning: it may have been frozen.
 
         Raises:
             ValueError: it is not a state of this optimizer, or does not fit its parameters; nothing changes.
