@@ -30,7 +30,8 @@ def sum_over_ranks(rows: Tensor, groups: Sequence[tuple[ProcessGroup, ...]]) -> 
     Every rank of a group must call this with the same rows of that group, in the same order.
     """
     # On a mesh of two dims a row is whole only if all ranks sum over the same dim first.
-    order = TopologicalSorter[Any]({group: () for of_row in groups for group in of_row})
+    # Annotated, as Python 3.10 cannot subscript this class.
+    order: TopologicalSorter[Any] = TopologicalSorter({group: () for of_row in groups for group in of_row})
     for first, then in (pair for of_row in groups for pair in pairwise(of_row)):
         order.add(then, first)
     for group in order.static_order():
