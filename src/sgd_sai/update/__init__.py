@@ -51,7 +51,7 @@ def update(
     if isinstance(lr, Tensor) and lr.dtype.itemsize == 2:
         lr = lr.float()  # or 1 − λη would be rounded to its few bits
     options = {name: group[name] for name in ("momentum", "weight_decay", "maximize")}
-    narrow = Momentum8 in map(type, momenta) or any(rounding is not None for rounding in roundings)
+    narrow = any(isinstance(m, Momentum8) for m in momenta) or any(r is not None for r in roundings)
     for of_device in _by_device_type(params, grads, momenta, scales, roundings):
         way = _choose(of_device[0][0], group, compiling, narrow)
         if way is triton_launch.update:

@@ -58,7 +58,8 @@ def _to(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
 
 
 def _store(tensors: list[Tensor], results: list[Tensor]) -> None:
-    if results is not tensors:
+    # By dtype, as `_to` decides: torch.compile of torch 2.6 does not trace whether two lists are one.
+    if results[0].dtype != tensors[0].dtype:
         torch._foreach_copy_(tensors, results)
 
 
