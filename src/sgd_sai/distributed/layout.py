@@ -39,11 +39,13 @@ def laid_out_as(tensor: Tensor, param: Tensor) -> Tensor:
     if not is_spread(param):
         return tensor.full_tensor() if is_spread(tensor) else tensor
     if not is_spread(tensor):
-        from torch.distributed.tensor import distribute_tensor
+        from torch.distributed.tensor import DTensor, Replicate
 
-        # Each rank has the whole and takes its own part: nothing is sent.
+        # Each rank has the whole and takes its own part: nothing is sent. `distribute_tensor` would send in
+        # torch 2.6, which lacks its src_data_rank.
         device, mesh = local(param).device, param.device_mesh
-        return distribute_tensor(tensor.to(device), mesh, param.placements, src_data_rank=None)
+        whole = DTensor.from_local(tensor.to(device), mesh, [Replicate()] * mesh.ndim, run_check=False)
+        return whole.redistribute(placements=param.placements)
     if tensor.placements == param.placements and tensor.device_mesh == param.device_mesh:
         return tensor
     if tensor.device_mesh != param.device_mesh:

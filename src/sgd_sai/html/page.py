@@ -140,7 +140,7 @@ def side_by_side(figures: Sequence[str], layout: str = "") -> str:
 
 
 def _template(name: str) -> str:
-    return files("sgd_sai.html").joinpath("template", name).read_text("utf-8")
+    return (files("sgd_sai.html") / "template" / name).read_text("utf-8")
 
 
 def _choices(question: str, answers: Mapping[str, str]) -> str:
