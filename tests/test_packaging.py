@@ -217,24 +217,8 @@ def test_types_from_a_users_side(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))
 def test_sources_are_of_the_oldest_python_grammar(path: Path) -> None:
-    """No `type` statement, no `except*`; quotes within f-strings are the next test's."""
+    """No `type` statement, no `except*`; quotes within f-strings are for the Pythons of test_versions.py."""
     ast.parse(path.read_text("utf-8"), feature_version=(3, 10))
-
-
-def interpreters() -> list[Path]:
-    """Other Pythons of this machine, of the versions that the project is written for."""
-    found = [shutil.which(f"python3.{minor}") for minor in (10, 12, 13)]
-    managed = Path.home().glob(".pyenv/versions/3.1[023].*/bin/python")
-    return [*(Path(path) for path in found if path), *managed]
-
-
-@pytest.mark.skipif(not interpreters(), reason="no other Python on this machine")
-def test_sources_compile_with_other_pythons() -> None:
-    code = "import sys; [compile(open(path, encoding='utf-8').read(), path, 'exec') for path in sys.argv[1:]]"
-    examples = [*ROOT.glob("examples/*.py"), *ROOT.glob("benchmarks/*.py")]
-    for python in interpreters():
-        if "shims" not in python.parts:
-            run(python, "-c", code, *SOURCES, *examples)
 
 
 def test_versions_agree(metadata: Message) -> None:
