@@ -349,15 +349,15 @@ def test_every_scheduler_is_tested() -> None:
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers(name: str, tensor: bool) -> None:
     """Each moves lr (and OneCycle and Cyclic momentum) as it does for torch's SGD, and the step takes it."""
-    lr = torch.tensor(0.1) if tensor else 0.1
+    lr, of_sgd = (torch.tensor(0.1), torch.tensor(0.1)) if tensor else (0.1, 0.1)
     params, others = parameters(), parameters()
-    optimizer, sgd = SGDSaI(params, lr=lr), torch.optim.SGD(parameters(), lr=0.1, momentum=0.9)
+    optimizer, sgd = SGDSaI(params, lr=lr), torch.optim.SGD(parameters(), lr=of_sgd, momentum=0.9)
     by_hand = SGDSaI(others, lr=0.1, **WAYS["for-loop"])
     schedulers = SCHEDULERS[name](optimizer), SCHEDULERS[name](sgd)
     for step in range(8):
-        group, of_sgd = optimizer.param_groups[0], sgd.param_groups[0]
-        assert float(group["lr"]) == pytest.approx(float(of_sgd["lr"]), rel=1e-6)
-        assert group["momentum"] == pytest.approx(of_sgd["momentum"])
+        group, like = optimizer.param_groups[0], sgd.param_groups[0]
+        assert float(group["lr"]) == pytest.approx(float(like["lr"]), rel=1e-6)
+        assert group["momentum"] == pytest.approx(like["momentum"])
         by_hand.param_groups[0].update(lr=float(group["lr"]), momentum=group["momentum"])
         give_gradients(params, step)
         give_gradients(others, step)
