@@ -42,11 +42,13 @@ study: $(READY)  ## tune what is not tuned yet, then five tasks, four optimizers
 test: $(READY) $(PEERS)  ## the whole test-suite, in parallel
 	$(BIN)/pytest
 
+# With RECORD=1 a measurement replaces the committed record, from which README and docs are made.
+RECORDS := $(if $(RECORD),benchmarks/results,runs)
 bench: $(READY) $(PEERS)  ## time a step next to the memory-bandwidth floor; on a quiet machine
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py --out $(RECORDS)/speed
 
 gpu:  ## the proof on a GPU, with the Python that is there: the machine may have no network
-	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu $(ARGS)
+	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu --out $(RECORDS)/gpu $(ARGS)
 
 docs: $(READY)  ## the documentation as a site, into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

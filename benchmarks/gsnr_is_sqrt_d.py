@@ -148,9 +148,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gsnr_is_sqrt_d.json"))
+    parser.add_argument("--out", type=Path, default=Path("runs/gsnr_is_sqrt_d.json"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     models = {}
     for name, build in (("GPT-2 small", gpt2), ("ViT-S/16", vit)):
         torch.manual_seed(args.seed)

@@ -77,8 +77,9 @@ def main() -> int:
     )
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/low-precision.json"))
     args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     seeds = [int(seed) for seed in args.seeds.split(",")]
     torch.set_num_threads(1)
     record: dict[str, Any] = {"steps": args.steps, "val_loss": {}}

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what is asked for; 0, or 1 if a stage failed, or 2 if nothing could be run."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="The proof on a real GPU.")
     parser.add_argument("--only", metavar="NAMES", help=f"some of {','.join(LIMITS)} (default: all)")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks", "results", "gpu"), metavar="FOLDER")
+    parser.add_argument("--out", type=Path, default=Path("runs", "gpu"), metavar="FOLDER")
     parser.add_argument("--force", action="store_true", help="also the stages whose records are there")
     parser.add_argument("--dry-run", action="store_true", help="every stage at toy size, on the CPU")
     args = parser.parse_args(argv)

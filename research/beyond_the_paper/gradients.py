@@ -3,7 +3,7 @@
     python -m research.beyond_the_paper.gradients --task gpt
 
 One run of each at the best point of its search, with the same seed. Each kind of block is a line of
-records/gradients.jsonl: root mean squares of its gradients at some steps of both runs, of its weights at the
+gradients.jsonl: root mean squares of its gradients at some steps of both runs, of its weights at the
 first, and how far AdamW's second moment differs within a block at the last, the deviation of log √v over its
 elements as a factor; geometric means over the blocks of the kind. "curvature" is the second derivative of the
 loss along a block's gradient before the first step, a mean. For each of its "blocks", with their numbers of
@@ -17,6 +17,7 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -143,9 +144,11 @@ def main() -> None:
     """Two runs, and their lines, unless the task has some."""
     parser = argparse.ArgumentParser(description="Sizes of gradients and weights along training.")
     parser.add_argument("--task", required=True, choices=sorted(ALL))
+    parser.add_argument("--out", type=Path, default=results.RUNS / results.GRADIENTS.name, help="their file")
     args = parser.parse_args()
-    if results.measured(args.task):
-        sys.exit(f"{results.GRADIENTS} has lines of {args.task}; remove them to measure again")
+    if results.measured(args.task, args.out):
+        sys.exit(f"{args.out} has lines of {args.task}; remove them to measure again")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     task, problem = ALL[args.task], runner.load(args.task, None)
     run = {"task": args.task, "seed": SEED, **provenance.record()}
@@ -154,7 +157,7 @@ def main() -> None:
         point = best(results.trials(args.task, method))["point"]
         train(task, problem, method, point, seed=SEED, watch=watch)
     for row in by_kind(blocks(problem.model()), **watches, curvatures=curvature(problem)):
-        table.append(results.GRADIENTS, {"run": run, **row}, ("run",))
+        table.append(args.out, {"run": run, **row}, ("run",))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@
 Where steps, width or data are others than in the search, or judges are given, each method first tries
 learning rates, and the judges, seeds of which the first is that of the searches, tell the best in the mean:
 an octave apart around its own, on while the best is on an edge, then half an octave beside the best.
-Constants, exponents and momenta stay as they were found. Every run is a line of records/proofs.jsonl, under
+Constants, exponents and momenta stay as they were found. Every run is a line of proofs.jsonl, under
 the name TASK[-STEPS][-wWIDTH][-DATA][-judged]; started again, it goes on.
 """
 
@@ -76,7 +76,11 @@ def main() -> None:
     parser.add_argument("--width", type=int, help="of gpt; heads stay 32 wide")
     parser.add_argument("--data", help="of the task, instead of its own: as for `sgd-sai compare`")
     parser.add_argument("--judges", help="seeds that choose the learning rate again, with commas")
+    parser.add_argument(
+        "--out", type=Path, default=results.RUNS / results.PROOFS.name, help="the file of runs"
+    )
     args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     task, problem = ALL[args.task], problem_of(args.task, args.width, args.data)
     name = args.task + (f"-{args.steps}" if args.steps else "") + (f"-w{args.width}" if args.width else "")
@@ -86,7 +90,8 @@ def main() -> None:
     proof = {"name": name, "task": args.task, "steps": args.steps or task.steps, "width": args.width}
     proof |= provenance.record()
     made = {
-        (row["method"], row["seed"], row["for"], *row["point"].items()): row for row in results.proofs(name)
+        (row["method"], row["seed"], row["for"], *row["point"].items()): row
+        for row in results.proofs(name, args.out)
     }
 
     def run(method: str, point: Point, seed: int, purpose: str) -> dict[str, Any]:
@@ -94,7 +99,7 @@ def main() -> None:
         if key not in made:
             about = {"proof": proof, "method": method, "seed": seed, "for": purpose, "point": point}
             made[key] = about | train(task, problem, method, point, seed=seed, steps=args.steps)
-            table.append(results.PROOFS, made[key], ("proof",))
+            table.append(args.out, made[key], ("proof",))
             print(f"{name} {method} seed {seed}: {loss_of(made[key]):.4f}", flush=True)
         return made[key]
 

@@ -1,4 +1,6 @@
-"""The records of the experiments, which write them, go on from them, and are shown by docs/beyond.md.
+"""The records of the experiments, as docs/beyond.md shows them.
+
+An experiment writes to `RUNS` unless `--out` names another file, which may be a record, and goes on there.
 
 Each file is a `table` with a line a run, or a line for each kind of block. A shared value says of all runs of
 one command what they have in common, and where, when and with what they were made.
@@ -18,6 +20,8 @@ from sgd_sai.lab.summary.statistics import interval
 from sgd_sai.lab.tasks import ALL
 
 RECORDS = Path(__file__).parent / "records"
+#: Where an experiment writes if it is not told where.
+RUNS = Path("runs/beyond")
 #: A line a trial: {"search": {"task", "method", "steps", "seed", …}, "point", "seconds", "val_loss", …}.
 SEARCHES = RECORDS / "searches.jsonl"
 #: A line a run: {"proof": {"name", "task", "steps", "width", …}, "method", "seed", "for": "lr" or "proof",
@@ -80,9 +84,9 @@ def searched(task: str) -> dict[str, table.Row]:
     return {method: {**best(of), "trials": len(of)} for method, of in found.items()}
 
 
-def proofs(name: str) -> list[table.Row]:
+def proofs(name: str, path: Path = PROOFS) -> list[table.Row]:
     """Return the runs of a name of proofs, those included that chose learning rates."""
-    rows = table.read(PROOFS) if PROOFS.exists() else []
+    rows = table.read(path) if path.exists() else []
     return [row for row in rows if row["proof"]["name"] == name]
 
 
@@ -119,9 +123,9 @@ def behind(name: str, method: str) -> tuple[float, tuple[float, float] | None]:
     return mean(fractions), interval(fractions) if all(map(math.isfinite, fractions)) else None
 
 
-def measured(task: str) -> list[table.Row]:
-    """Return the rows of `GRADIENTS` about a task."""
-    rows = table.read(GRADIENTS) if GRADIENTS.exists() else []
+def measured(task: str, path: Path = GRADIENTS) -> list[table.Row]:
+    """Return the rows about a task."""
+    rows = table.read(path) if path.exists() else []
     return [row for row in rows if row["run"]["task"] == task]
 
 

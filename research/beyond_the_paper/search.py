@@ -5,7 +5,7 @@
 The same search for every method: three learning rates, then an evolution strategy of one parent and one
 child, which changes about three numbers at a time, by a factor whose spread follows the one-fifth rule. It
 minimises the held-out loss at the end of a run with seed 100. Constants begin where the searches of plain SGD
-and of the rule rms(g)^(−1/2) have ended. Every trial is a line of records/searches.jsonl; started again, the
+and of the rule rms(g)^(−1/2) have ended. Every trial is a line of searches.jsonl; started again, the
 search goes on where it was.
 """
 
@@ -66,13 +66,13 @@ def space(method: str, task: str) -> dict[str, Number]:
     return searched
 
 
-def first_points(method: str, task: str, path: Path) -> list[Point]:
+def first_points(method: str, task: str) -> list[Point]:
     """Where a search begins: half a decade around what is usual; of constants, where others ended."""
     if method == "adamw":
         return [{"lr": lr, "1 - beta1": 0.1, "1 - beta2": 0.05} for lr in (1e-3, 3.16e-3, 1e-2)]
     if method == "constants":
         kinds_of = [name for name in space(method, task) if name.startswith("c of")]
-        ended = {name: _ended(task, name, path) for name in ("sgd", "rms")}
+        ended = {name: _ended(task, name) for name in ("sgd", "rms")}
         return [
             {**ended["sgd"], **dict.fromkeys(kinds_of, 1.0)},
             {**ended["rms"], **{f"c of {kind}": c for kind, c in first_constants(task).items()}},
@@ -85,8 +85,8 @@ def first_points(method: str, task: str, path: Path) -> list[Point]:
     ]
 
 
-def _ended(task: str, method: str, path: Path) -> Point:
-    point: Point = best(results.trials(task, method, path))["point"]
+def _ended(task: str, method: str) -> Point:
+    point: Point = best(results.trials(task, method))["point"]
     return point
 
 
@@ -132,14 +132,17 @@ def main() -> None:
     parser.add_argument("--task", required=True, choices=sorted(ALL))
     parser.add_argument("--method", required=True, choices=METHODS)
     parser.add_argument("--trials", type=int, required=True)
-    parser.add_argument("--out", type=Path, default=results.SEARCHES, help="the file of trials")
+    parser.add_argument(
+        "--out", type=Path, default=results.RUNS / results.SEARCHES.name, help="the file of trials"
+    )
     args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     task, problem = ALL[args.task], runner.load(args.task, None)
     search = {"task": args.task, "method": args.method, "steps": task.steps, "seed": SEED}
     search |= provenance.record()
     trials, searched = results.trials(args.task, args.method, args.out), space(args.method, args.task)
-    beginnings = first_points(args.method, args.task, args.out)
+    beginnings = first_points(args.method, args.task)
     while len(trials) < args.trials:
         point, begun = following(trials, beginnings, searched), time.perf_counter()
         result = train(task, problem, args.method, point, seed=SEED)

@@ -157,23 +157,23 @@ def test_the_search_finds_the_minimum_and_goes_on_where_it_was():
 def test_proofs_go_on_where_they_were(monkeypatch, tmp_path, capsys):
     """Every run is a line; started again, only what is missing is run."""
     monkeypatch.undo()  # the kinds of blocks
-    monkeypatch.setattr(results, "PROOFS", tmp_path / "proofs.jsonl")
-    command = ["prove.py", "--task", "cnn", "--methods", "sgd", "--steps", "2", "--seeds"]
+    out = tmp_path / "beyond" / "proofs.jsonl"
+    command = ["prove.py", "--out", str(out), "--task", "cnn", "--methods", "sgd", "--steps", "2", "--seeds"]
     monkeypatch.setattr("sys.argv", [*command, "0"])
     prove.main()
-    rows = results.proofs("cnn-2")
+    rows = results.proofs("cnn-2", out)
     assert {(row["method"], row["for"], row["seed"]) for row in rows} == {
         ("sgd", "lr", 100),
         ("sgd", "proof", 0),
     }
     tried = [row for row in rows if row["for"] == "lr"]
     assert rows[-1]["point"] == results.best(tried)["point"]
-    assert results.proofs("cnn") == []
+    assert results.proofs("cnn", out) == []
     first = capsys.readouterr().out
     monkeypatch.setattr("sys.argv", [*command, "0,1"])
     prove.main()
-    assert results.proofs("cnn-2")[:-1] == rows
-    assert results.proofs("cnn-2")[-1]["seed"] == 1
+    assert results.proofs("cnn-2", out)[:-1] == rows
+    assert results.proofs("cnn-2", out)[-1]["seed"] == 1
     assert (first.count("\n"), capsys.readouterr().out.count("\n")) == (len(rows), 1)
 
 
