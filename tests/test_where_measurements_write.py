@@ -1,4 +1,4 @@
-"""A measurement leaves the committed records, from which README and docs are made, alone unless it is told."""
+"""A measurement leaves the committed records alone, from which README and docs come, unless it is told."""
 
 from __future__ import annotations
 
