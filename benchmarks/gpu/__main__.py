@@ -77,7 +77,7 @@ def _process(stage: str, out: Path, errors: Any, *, dry: bool) -> int | None:
     words = [sys.executable, "-m", "benchmarks.gpu.worker", stage, str(out), *["--dry-run"] * dry]
     with subprocess.Popen(words, stderr=errors, start_new_session=True) as process:
         try:
-            return process.wait(LIMITS[stage])
+            return process.wait(LIMITS[stage] * (10 if dry else 1))  # a dry run's machine may be busy
         except subprocess.TimeoutExpired:
             return None
         finally:

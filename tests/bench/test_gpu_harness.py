@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ def dry_run(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     env["PYTHONPATH"] = str(ROOT / "src")
     words = [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--out", str(out), *options]
-    return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200)
+    return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=800)
 
 
 def test_a_dry_run_of_every_stage(tmp_path: Path) -> None:
@@ -66,10 +68,16 @@ def test_a_stage_that_is_cut_off_keeps_its_rows(
         "print('why', file=sys.stderr, flush=True); time.sleep(60)"
     )
     popen = subprocess.Popen
-    monkeypatch.setattr(
-        subprocess, "Popen", lambda words, **of: popen([sys.executable, "-c", worker, str(tmp_path)], **of)
-    )
-    monkeypatch.setitem(gpu.LIMITS, "llama", 12)
+
+    def once_it_measures(words: list[str], **of: Any) -> subprocess.Popen[bytes]:
+        process = popen([sys.executable, "-c", worker, str(tmp_path)], **of)
+        while not (tmp_path / "llama.json").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", once_it_measures)
+    monkeypatch.setitem(gpu.LIMITS, "llama", 0.2)
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}")
     assert gpu.main(["--dry-run", "--only", "llama", "--out", str(tmp_path)]) == 1

@@ -58,7 +58,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         returned.mkdir()
         begun_at = last_saved(disturbed)
         ranks = start(RANKS, str(returned), train_from_the_last_checkpoint, disturbed)
-        wanted, deadline = begun_at + moments.randint(1, 2), time.monotonic() + 60
+        wanted, deadline = begun_at + moments.randint(1, 2), time.monotonic() + 600
         while last_saved(disturbed) < wanted:
             assert time.monotonic() < deadline
             assert not list(returned.glob("*.error")), [p.read_text() for p in returned.glob("*.error")]

@@ -35,7 +35,7 @@ def command(line: str) -> dict[str, Any]:
 
 
 def run(line: str, folder: Path) -> None:
-    ran = subprocess.run(**command(line), cwd=folder, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run(**command(line), cwd=folder, capture_output=True, text=True, timeout=800)
     assert ran.returncode == 0, ran.stderr
 
 

@@ -29,7 +29,7 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOADED)
 
 
-def world(size: int, scenario: Callable[..., Any], *args: Any, seconds: float = 120) -> list[Any]:
+def world(size: int, scenario: Callable[..., Any], *args: Any, seconds: float = 600) -> list[Any]:
     """What `scenario(*args)` returns on each of `size` ranks; AssertionError with what they raised."""
     with tempfile.TemporaryDirectory() as folder:
         ranks = start(size, folder, scenario, *args)
@@ -63,7 +63,7 @@ def _rank(rank: int, size: int, folder: str, scenario: Callable[..., Any]) -> No
     try:
         store = dist.FileStore(f"{folder}/store", size)
         dist.init_process_group(
-            "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=30)
+            "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=300)
         )
         args = torch.load(f"{folder}/arguments.pt", weights_only=False)
         torch.save(scenario(*args), f"{folder}/{rank}.pt")
