@@ -74,8 +74,8 @@ def test_option_that_is_not_allowed(options: dict, error: type[Exception], messa
 def test_every_option_is_in_the_constructor_the_docstring_and_the_table() -> None:
     signature = list(inspect.signature(SGDSaI).parameters)
     assert signature == ["params", *OPTIONS, "process_group"]
-    docstring = inspect.cleandoc(SGDSaI.__doc__)  # Python 3.13 has taken away the indentation already
-    arguments = docstring.partition("Args:")[2].partition("The tutorial listing")[0]
+    # As getdoc cleans it: Python 3.13 drops the indentation of a docstring, older ones keep it.
+    arguments = inspect.getdoc(SGDSaI).partition("Args:")[2].partition("The tutorial listing")[0]
     assert re.findall(r"^    (\w+): ", arguments, re.MULTILINE) == signature
 
 

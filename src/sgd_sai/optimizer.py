@@ -18,7 +18,7 @@ from sgd_sai.distributed.layout import laid_out_as
 from sgd_sai.given_scales import check_names, check_whole
 from sgd_sai.gsnr import UNLATCHED, Rule, check_dense
 from sgd_sai.messages import name_of
-from sgd_sai.options import Group, check_options, check_params
+from sgd_sai.options import Group, check_leaves, check_options, check_params
 from sgd_sai.several_optimizers import LIVE
 from sgd_sai.state import check_shapes, create_buffers, create_state, is_unlatched
 from sgd_sai.update import unscales, update
@@ -57,7 +57,8 @@ class SGDSaI(Optimizer):
         maximize: ascend. Gradients are never modified.
         capturable: allow the step to be captured in a CUDA graph, once every block has latched. lr must then
             be a tensor, or the graph would keep its value for ever.
-        differentiable: let autograd record the step. The scales are constants to it.
+        differentiable: let autograd record the step. The scales are constants to it. No parameter may be a
+            leaf that requires a gradient: give clones.
         fused: True uses a fused kernel: torch's on the CPU, our Triton kernel on CUDA.
         normalize: True divides by the largest G_snr (Algorithm 1). False lets the raw G_snr multiply lr, as
             the authors' release 1.0.3 does. "rms" divides all G_snr by one number, so that the first update
@@ -213,6 +214,8 @@ class SGDSaI(Optimizer):
         """The columns of each group, every block with its scale, and what else `update` is given."""
         groups, index = (self.param_groups, None) if alone is None else ([alone[0]], alone[1])
         check_capture(groups)
+        if self.defaults["differentiable"]:
+            check_leaves(groups)
         gathered = [(group, self._gather(group, index)) for group in groups]
         first_gradient.latch(self, [(g, blocks) for g, blocks in gathered if isinstance(blocks, list)])
         collected = []

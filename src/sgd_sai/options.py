@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sgd_sai.distributed.collectives import check_covers
 from sgd_sai.distributed.layout import is_spread
-from sgd_sai.messages import listed
+from sgd_sai.messages import listed, name_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -308,4 +308,15 @@ def check_params(
                 raise ValueError(
                     f"{conflict.option}: given {options[conflict.option]!r} for parameter {name}, "
                     f"{conflict.why.format(param=param)}"
+                )
+
+
+def check_leaves(groups: list[Group]) -> None:
+    """Raise for a parameter that a differentiable step cannot move: autograd lets nobody write to a leaf."""
+    for group in groups:
+        for index, param in enumerate(group["params"]):
+            if param.grad is not None and param.is_leaf and param.requires_grad:
+                raise ValueError(
+                    f"differentiable: given True for {name_of(group, index)}, a leaf that requires a "
+                    "gradient; allowed: what is computed from it, as its clone is"
                 )

@@ -53,7 +53,24 @@ def round_to(θ: Tensor, exact: Tensor, rounding: Rounding, step: int | Tensor) 
     if exact is not θ:
         θ.copy_(exact)
     if rounding is not None:
-        rounding.copy_(exact - θ)
+        # The Inductor of torch.compile takes what it has at hand in float32 for what it wrote in 16 bits, and
+        # would find nothing lost.
+        kept = nearest_in_16_bits(exact, θ.dtype) if torch.compiler.is_compiling() else θ
+        rounding.copy_(exact - kept)
+
+
+def nearest_in_16_bits(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """A float32 tensor as float16 or bfloat16 would have it, still in float32, by operations on 32 bits.
+
+    Beyond the largest float16 it is finite, and of a NaN it may be a number.
+    """
+    dropped = 13 if dtype == torch.float16 else 16  # of the 23 bits of the fraction
+    bits = exact.view(torch.int32)
+    half = (1 << dropped - 1) - 1 + (bits >> dropped & 1)  # a tie goes to the even one
+    rounded = ((bits + half) & -(1 << dropped)).view(torch.float32)
+    if dtype == torch.float16:  # below 2⁻¹⁴ its steps are 2⁻²⁴
+        rounded = torch.where(exact.abs() < 2**-14, (exact * 2**24).round() * 2**-24, rounded)
+    return rounded
 
 
 def random_bits(like: Tensor, noise: Noise, step: int | Tensor) -> Tensor:

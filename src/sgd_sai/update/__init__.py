@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sgd_sai.kernels.tables import available
@@ -48,8 +49,9 @@ def update(
         compiling: True while torch.compile traces the step.
         amp, cache: for `triton_launch.update`: what a GradScaler hands over, and where its tables are kept.
     """
-    if isinstance(lr, Tensor) and lr.dtype.itemsize == 2:
-        lr = lr.float()  # or 1 − λη would be rounded to its few bits
+    if isinstance(lr, Tensor):
+        wide = torch.float64 if any(p.dtype == torch.float64 for p in params) else torch.float32
+        lr = lr.to(torch.promote_types(lr.dtype, wide))  # or 1 − λη would be rounded to its fewer bits
     options = {name: group[name] for name in ("momentum", "weight_decay", "maximize")}
     narrow = any(isinstance(m, Momentum8) for m in momenta) or any(r is not None for r in roundings)
     for of_device in _by_device_type(params, grads, momenta, scales, roundings):
