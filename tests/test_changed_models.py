@@ -206,3 +206,45 @@ def test_layers_that_are_frozen_and_unfrozen(named: bool) -> None:
 
 #: Which layers are trained in each step.
 TRAINED = [{2}, {2}, {1, 2}, {1}, {0, 1}, {0, 1, 2}, {0, 2}]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_rows_that_the_split_no_longer_divides(momentum: float) -> None:
+    """The last ones would never move. The same when a state with another split is loaded."""
+    param = nn.Parameter(torch.randn(4, 3))
+    optimizer = SGDSaI([{"params": [("qkv", param)], "split": 2}], lr=0.1, momentum=momentum)
+    give_gradients([param], 0)
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    param.grad = None
+    param.data = torch.randn(5, 3)
+    give_gradients([param], 1)
+    with pytest.raises(
+        ValueError, match="split: given 2 for parameter 'qkv', whose dim 0 it does not divide"
+    ):
+        optimizer.step()
+    if momentum == 0:
+        other = SGDSaI([("qkv", nn.Parameter(torch.randn(5, 3)))], lr=0.1, momentum=momentum)
+        with pytest.raises(
+            ValueError, match="state_dict: parameter 'qkv': split: given 2 for it, whose dim 0"
+        ):
+            other.load_state_dict(state)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("way", PLAIN)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_gradient_that_would_broadcast(way: str, momentum: float, threads: int) -> None:
+    param = nn.Parameter(torch.randn(1, 6))
+    options = {"lr": 0.1, "momentum": momentum, **WAYS[way]}
+    optimizer = SGDSaI([("w", param), ("b", nn.Parameter(torch.ones(3)))], **options)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        give_gradients(optimizer.param_groups[0]["params"], 0)
+        optimizer.step()
+        param.data = torch.randn(3, 6)
+        with pytest.raises(ValueError, match=r"parameter 'w' has shape \(3, 6\), its gradient \(1, 6\)"):
+            optimizer.step()
+    finally:
+        torch.set_num_threads(before)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from sgd_sai import UNLATCHED, SGDSaI, gsnr
+from sgd_sai import UNLATCHED, SGDSaI, first_gradient, gsnr
+from sgd_sai.blocks import start_momentum
 
 
 def parameters(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
@@ -192,7 +193,7 @@ def test_a_divisor_that_an_old_state_lacks_is_not_guessed_from_a_late_block() ->
     assert optimizer.state[late]["gsnr"] > 0
     assert optimizer.param_groups[0]["gsnr_rms"] == UNLATCHED
     optimizer.param_groups[0]["normalize"] = "rms"
-    with pytest.raises(ValueError, match="normalize: 'rms' divides by a number that this state lacks"):
+    with pytest.raises(ValueError, match="normalize: 'rms' divides by a number that no group has"):
         optimizer.step()
 
 
@@ -378,3 +379,111 @@ def test_sparse_gradient_is_refused_by_name_and_nothing_moves() -> None:
     with pytest.raises(ValueError, match=r"parameter 'table': its gradient is sparse .*sparse=False"):
         optimizer.step()
     assert torch.equal(dense.weight, before)
+
+
+class NoMemory(Exception):
+    pass
+
+
+@pytest.mark.parametrize("normalize", [True, "rms"])
+@pytest.mark.parametrize("fails", range(4))
+@pytest.mark.parametrize("options", [{}, {"state_dtype": "8bit"}], ids=str)
+def test_a_first_step_without_memory_that_is_tried_again(
+    options: dict[str, Any], fails: int, normalize: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The divisors are those of all blocks, and each block that is frozen has its momentum."""
+    shapes = (8, 8), (128, 64), (32, 16), (90, 90)
+    truths, params = parameters(*shapes), parameters(*shapes)
+    give(truths, seed=1)
+    give(params, seed=1)
+    truth = SGDSaI(truths, lr=0.1, normalize=normalize, **options)
+    truth.step()
+
+    optimizer, left = SGDSaI(params, lr=0.1, normalize=normalize, **options), [fails]
+
+    def start(*given: Any) -> None:
+        left[0] -= 1
+        if left[0] == -1:
+            raise NoMemory
+        start_momentum(*given)
+
+    monkeypatch.setattr(first_gradient, "start_momentum", start)
+    with pytest.raises(NoMemory):
+        optimizer.step()
+    optimizer.step()
+    for key in ("gsnr_max", "gsnr_rms"):
+        assert optimizer.param_groups[0][key] == truth.param_groups[0][key]
+    assert all(torch.equal(p, q) for p, q in zip(params, truths, strict=True))
+
+
+def test_8_bits_without_memory_for_their_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A momentum of codes alone would be taken for one of whole numbers."""
+    param = nn.Parameter(torch.randn(90, 90))
+    zeros = torch.zeros
+
+    def fail(*given: Any, **options: Any) -> Any:
+        if options.get("dtype") == torch.float32:
+            raise NoMemory
+        return zeros(*given, **options)
+
+    optimizer = SGDSaI([param, nn.Parameter(torch.ones(3))], state_dtype="8bit")
+    give(optimizer.param_groups[0]["params"], seed=1)
+    monkeypatch.setattr(torch, "zeros", fail)
+    with pytest.raises(NoMemory):
+        optimizer.step()
+    monkeypatch.undo()
+    assert "momentum_buffer" not in optimizer.state[param]
+    optimizer.step()
+    assert {"momentum_buffer", "momentum_absmax"} <= optimizer.state[param].keys()
+
+
+def regroup(optimizer: SGDSaI, params: list[nn.Parameter]) -> None:
+    """The last parameter gets another lr."""
+    optimizer.param_groups[0]["params"].pop()
+    optimizer.add_param_group({"params": params[-1:], "lr": 0.3})
+
+
+def replace_the_first_group(optimizer: SGDSaI, params: list[nn.Parameter]) -> None:
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(7, 7))]})
+    first = optimizer.param_groups.pop(0)
+    optimizer.add_param_group({"params": first["params"]})
+
+
+@pytest.mark.parametrize("normalize", [True, "rms"])
+@pytest.mark.parametrize("change", [regroup, replace_the_first_group], ids=lambda f: f.__name__)
+def test_parameters_that_move_to_another_group(change: Any, normalize: Any) -> None:
+    """The divisors of the first step are those of all groups, of new ones from the beginning."""
+    params = parameters((4, 3), (20, 9), (3,))
+    optimizer = SGDSaI(params, lr=0.1, normalize=normalize)
+    give(params, seed=1)
+    optimizer.step()
+    largest, of_rms = (optimizer.param_groups[0][key] for key in ("gsnr_max", "gsnr_rms"))
+    change(optimizer, params)
+    assert {group["gsnr_max"] for group in optimizer.param_groups} == {largest}
+    assert {group["gsnr_rms"] for group in optimizer.param_groups} == {of_rms}
+    give(params, seed=2)
+    before = [p.detach().clone() for p in params]
+    optimizer.step()
+    divisor = largest if normalize is True else of_rms
+    lrs = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for p, b in zip(params, before, strict=True):
+        state = optimizer.state[p]
+        expected = b - lrs[id(p)] * state["gsnr"] / divisor * state["momentum_buffer"]
+        torch.testing.assert_close(p.detach(), expected)
+
+
+def test_gradients_that_are_conjugated_lazily() -> None:
+    start = torch.randn(5, 4, dtype=torch.complex64)
+    lazy, plain = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    other, twin = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    for step in range(3):
+        for param, beside in ((lazy, other), (plain, twin)):
+            if step == 0:
+                param.optimizer = SGDSaI([param, beside], lr=0.1)
+            generator = torch.Generator().manual_seed(step)
+            gradient = torch.randn(5, 4, dtype=torch.complex64, generator=generator)
+            param.grad = gradient.conj() if param is lazy else gradient.conj().resolve_conj()
+            assert param.grad.is_conj() is (param is lazy)
+            beside.grad = torch.randn(3, generator=generator)
+            param.optimizer.step()
+    assert torch.equal(lazy, plain)

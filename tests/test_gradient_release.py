@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from sgd_sai import SGDSaI, gradient_release
+from sgd_sai import GSNRRecorder, SGDSaI, gradient_release
 
 
 class Net(nn.Module):
@@ -417,3 +417,67 @@ def test_an_average_of_the_weights() -> None:
         averages.append(average)
     for p, q in zip(*(average.parameters() for average in averages), strict=True):
         assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("measure_first", [False, True])
+def test_a_closure(measure_first: bool) -> None:
+    """Lightning steps with one: backward is inside the step."""
+    nets = Net(), Net()
+    for net, release in zip(nets, (False, True), strict=True):
+        optimizer = fresh(net, release, measure_first=measure_first)
+        for step in range(4):
+            torch.manual_seed(step)
+            tokens = torch.randint(50, (4, 7))
+
+            def closure(net: Net = net, optimizer: SGDSaI = optimizer, tokens: Any = tokens) -> torch.Tensor:
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(net(tokens).flatten(0, 1), tokens.flatten())
+                loss.backward()
+                return loss
+
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                loss = optimizer.step(closure) if step % 2 else optimizer.step(closure=closure)
+            assert loss.item() > 0
+        assert all(param.grad is None for param in net.parameters()) is release
+    assert all(torch.equal(p, q) for p, q in zip(*(net.parameters() for net in nets), strict=True))
+
+
+def test_a_second_release_ends_the_first() -> None:
+    """A cell of a notebook that is run again: it is the new optimizer that trains from now on."""
+    net, twin = Net(), Net()
+    old = fresh(net, True)
+    learn(net, old, range(3))
+    twin.load_state_dict(copy.deepcopy(net.state_dict()))
+    with pytest.warns(UserWarning, match=r"gradient_release: .* that release has ended"):
+        new = fresh(net, True, weight_decay=0.0)
+    other = fresh(twin, False, weight_decay=0.0)
+    learn(net, new, range(3, 6))
+    learn(twin, other, range(3, 6))
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), twin.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("measure_first", [False, True])
+def test_a_sparse_gradient_is_refused_by_name(measure_first: bool) -> None:
+    net = nn.Embedding(10, 4, sparse=True)
+    optimizer = SGDSaI(net.named_parameters(), measure_first=measure_first)
+    gradient_release(net, optimizer)
+
+    def step() -> None:
+        net(torch.arange(3)).sum().backward()
+        optimizer.step()
+
+    with pytest.raises(ValueError, match="parameter 'weight': its gradient is sparse"):
+        step()
+
+
+def test_the_recorder_says_that_it_finds_no_gradients() -> None:
+    net = Net()
+    optimizer = fresh(net, True)
+    recorder = GSNRRecorder(net, every=1)
+    recorder.attach(optimizer)
+    learn(net, optimizer, range(1))
+    assert recorder.rows
+    backward(net)
+    with pytest.warns(UserWarning, match="GSNRRecorder: no parameter has a gradient.*gradient_release"):
+        optimizer.step()

@@ -203,3 +203,15 @@ def test_a_distributed_checkpoint_in_another_order() -> None:
     train(model, optimizer, range(2, 4))
     train(other, resumed, range(2, 4))
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("names", [[1, 2, 3, 4, 5, 6], [("a", i) for i in range(6)], None], ids=str)
+def test_names_that_are_no_strings(names: Any) -> None:
+    model = net()
+    params = list(model.parameters())
+    optimizer = SGDSaI(params if names is None else list(zip(names, params, strict=True)))
+    train(model, optimizer, range(1))
+    state = copy.deepcopy(optimizer.state_dict())
+    if names is None:
+        state["param_groups"][0]["param_names"] = None
+    optimizer.load_state_dict(state)

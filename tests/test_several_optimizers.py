@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Callable
@@ -203,3 +205,34 @@ def test_optimizers_can_be_freed() -> None:
     left = used()
     gc.collect()
     assert [of() for of in left] == [None, None]
+
+
+def test_threads_that_make_optimizers_meanwhile() -> None:
+    """As trials of a search do it: none disturbs another's first step, or counts as a part of its model."""
+    ready, errors = threading.Barrier(8), []
+
+    def trial(seed: int) -> None:
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(6, 3 + seed), nn.Linear(3 + seed, 2))
+        try:
+            for _ in range(5):
+                optimizer = SGDSaI(model.parameters(), lr=0.1)
+                model(torch.randn(4, 6)).square().mean().backward()
+                ready.wait(60)
+                optimizer.step()
+        except Exception as error:
+            errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            threads = [threading.Thread(target=trial, args=(seed,)) for seed in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not errors

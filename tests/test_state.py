@@ -329,7 +329,7 @@ def test_a_raw_state_that_goes_over_to_the_papers_form_descends() -> None:
     optimizer.step()
     torch.testing.assert_close(param.detach(), torch.full((4,), 0.9))
     optimizer.param_groups[0]["normalize"] = "rms"
-    with pytest.raises(ValueError, match="normalize: 'rms' divides by a number that this state lacks"):
+    with pytest.raises(ValueError, match="normalize: 'rms' divides by a number that no group has"):
         optimizer.step()
 
 
@@ -484,3 +484,49 @@ def test_resumes_after_a_late_larger_block_and_a_new_group(normalize: Any) -> No
         values = {group[key] for each in (optimizer, resumed) for group in each.param_groups}
         assert len(values) == 1
     assert optimizer.param_groups[0]["gsnr_max"] == optimizer.state[params[0]]["gsnr"] < 5
+
+
+class Rule:
+    """A scale rule that cannot be copied, as one that holds a lock or a model."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, moments: Any) -> float:
+        self.calls += 1
+        return sqrt_d(moments)
+
+    def __deepcopy__(self, memo: object) -> Rule:
+        raise AssertionError("copied")
+
+
+def test_the_users_own_rule_is_not_copied_by_loading() -> None:
+    params, rule = parameters(), Rule()
+    optimizer = SGDSaI(params, lr=0.1, scale=rule)
+    steps(optimizer, params, range(3))
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.param_groups[0]["scale"] is rule
+    before = rule.calls
+    steps(optimizer, params, range(3, 4))  # in which the last block latches
+    assert rule.calls > before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"momentum": 5.0}, "state_dict: momentum: given 5.0"),
+        ({"lr": -1.0}, "state_dict: lr: given -1.0"),
+        ({"state_dtype": "9bit"}, "state_dict: state_dtype: given '9bit'"),
+        ({"split": 2, "blocks": "group"}, "state_dict: split: given 2 with blocks='group'"),
+    ],
+    ids=str,
+)
+def test_options_that_the_constructor_refuses(options: dict[str, Any], message: str) -> None:
+    params = parameters()
+    optimizer = SGDSaI(params, lr=0.1)
+    steps(optimizer, params, range(3))
+    state = copy.deepcopy(optimizer.state_dict())
+    state["param_groups"][0].update(options)
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["lr"] == 0.1

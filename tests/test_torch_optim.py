@@ -444,3 +444,22 @@ def test_fused_where_there_is_no_kernel() -> None:
 def test_ways_are_all_there() -> None:
     for way, name in itertools.product(WAYS, ("foreach", "fused", "capturable", "differentiable")):
         assert name in SGDSaI(parameters(), **WAYS[way]).defaults
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.0}, {"weight_decay": 0.1}], ids=str)
+@pytest.mark.parametrize("size", [8, 200])
+@pytest.mark.parametrize("way", ["for-loop", "foreach", "fused", "default"])
+def test_autograd_notices_what_a_step_has_changed(way: str, size: int, options: dict[str, Any]) -> None:
+    """A second backward through the old graph is an error, as with torch's SGD, and not a wrong gradient."""
+    one, two = (nn.Parameter(torch.randn(size, size)) for _ in range(2))
+    optimizer = SGDSaI([one, two], lr=0.1, **options, **WAYS[way])
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = (one @ two).square().sum()
+        loss.backward(retain_graph=True)
+        versions = one._version, two._version
+        optimizer.step()
+        assert one._version > versions[0]
+        assert two._version > versions[1]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -171,8 +171,9 @@ def scales_of(raws: Sequence[float], group: Group) -> list[float]:
     by = gsnr.divisor(normalize, group)
     if by <= 0 and any(raw not in (UNLATCHED, EMPTY) for raw in raws):
         raise ValueError(
-            f"normalize: {normalize!r} divides by a number that this state lacks, as it was saved before "
-            "there was one; allowed: the form in which it was saved"
+            f"normalize: {normalize!r} divides by a number that no group has: the state was saved before "
+            "there was one, or all groups were replaced; allowed: the form in which it was saved, or groups "
+            "with the gsnr_max and gsnr_rms of those before"
         )
     if normalize is True:
         return [0.0 if raw == UNLATCHED else gsnr.scale(raw, by) for raw in raws]

@@ -20,7 +20,7 @@ from sgd_sai.distributed.layout import laid_out_as
 from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.messages import listed, name_of, warn
 from sgd_sai.names import in_order_of
-from sgd_sai.options import RULES, STATE_DTYPES, Group, is_given
+from sgd_sai.options import RULES, STATE_DTYPES, Group, check_options, check_param, is_given
 from sgd_sai.quantized import create_momentum8
 from sgd_sai.state import EMPTY, create_momentum, gsnr_keys
 
@@ -71,12 +71,25 @@ class _Packed:
     tensor: Tensor
 
 
-def unpack(state: MutableMapping[Tensor, dict[str, Any]]) -> None:
-    """Put packed tensors back, on their parameter's device or devices and in their own dtype."""
+@dataclass
+class _Kept:
+    """A scale rule, which may hold a model: torch.optim copies the options of groups."""
+
+    rule: Any
+
+    def __deepcopy__(self, memo: object) -> _Kept:
+        return self
+
+
+def unpack(state: MutableMapping[Tensor, dict[str, Any]], groups: list[Group]) -> None:
+    """Put packed tensors back, on their parameter's device or devices and in their own dtype, and rules."""
     for param, entries in state.items():
         for key, value in entries.items():
             if isinstance(value, _Packed):
                 entries[key] = laid_out_as(value.tensor, param).to(param.device)
+    for group in groups:
+        if isinstance(group["scale"], _Kept):
+            group["scale"] = group["scale"].rule
 
 
 def fitted(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,6 +104,12 @@ def fitted(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any
     if sizes != own:
         raise ValueError(f"state_dict: has groups of {sizes} parameters; the optimizer has groups of {own}")
     fitting = [_fitted_group(old, group) for old, group in zip(saved, groups, strict=True)]
+    for completed in fitting:
+        try:
+            check_options(completed)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"state_dict: {error}") from None
+        completed["scale"] = _Kept(completed["scale"])
     state = dict(state_dict["state"])
     unknown = set(state) - {number for group in fitting for number in group["params"]}
     if unknown:
@@ -100,6 +119,7 @@ def fitted(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any
         for index, (number, param) in enumerate(zip(old["params"], group["params"], strict=True)):
             if number in state:
                 try:
+                    check_param(old, param, "it")
                     state[number] = _fitted_state(state[number], param, old)
                 except ValueError as error:
                     raise ValueError(f"state_dict: {name_of(group, index)}: {error}") from None

@@ -70,13 +70,16 @@ def latch(optimizer: SGDSaI, gathered: Sequence[tuple[Group, Sequence[Block]]]) 
         _raw_gsnr(optimizer, group, members[0].index, of_block)
         for (group, members), of_block in zip(unlatched, moments, strict=True)
     ]
+    # So are the normalisers: a step that is cut off below must not leave some of another gradient.
+    first = _record_normalizers(optimizer, raws, moments)
     for (group, members), of_block, raw in zip(unlatched, moments, raws, strict=True):
         for member in members:
             if raw == UNLATCHED:
                 member.rests = not of_block.finite  # a gradient of zeros still decays the block
             else:
                 _freeze(member, raw, group)
-    _record_normalizers(optimizer, raws, moments)
+    if first:
+        _warn(optimizer)
 
 
 def latch_measured(optimizer: SGDSaI, measured: Mapping[Tensor, Moments]) -> None:
@@ -95,13 +98,15 @@ def latch_measured(optimizer: SGDSaI, measured: Mapping[Tensor, Moments]) -> Non
         _raw_gsnr(optimizer, group, places[0], of_block)
         for (group, places), of_block in zip(unlatched, moments, strict=True)
     ]
+    first = _record_normalizers(optimizer, raws, moments)
     for (group, places), raw in zip(unlatched, raws, strict=True):
         for index in places:
             state = optimizer.state[group["params"][index]]
             state.setdefault("gsnr", UNLATCHED)
             if raw != UNLATCHED:
                 _freeze_before_momentum(state, "gsnr", raw)
-    _record_normalizers(optimizer, raws, moments)
+    if first:
+        _warn(optimizer)
 
 
 def knows_normalizers(optimizer: SGDSaI) -> bool:
@@ -150,37 +155,33 @@ def _raw_gsnr(optimizer: SGDSaI, group: Group, index: int, moments: Moments) -> 
 
 
 def _freeze(block: Block, raw: float, group: Group) -> None:
-    """Freeze G_snr; m₁ is this step's gradient, or with `measure_first` the next one."""
+    """Freeze G_snr; m₁ is this step's gradient, or with `measure_first` the next one.
+
+    The momentum first: a block that is frozen has one, also if there was no memory to go on.
+    """
     if group["measure_first"]:
         block.rests = True
         _freeze_before_momentum(block.state, block.key, raw)
     else:
-        block.state[block.key] = raw
         start_momentum(block.momentum, block.grad, group["maximize"])
+        block.state[block.key] = raw
 
 
 def _freeze_before_momentum(state: State, key: str, raw: float) -> None:
     """Freeze G_snr of a block whose m₁ is its next gradient: a buffer that is absent has not begun."""
-    state[key] = raw
     state.pop("momentum_buffer", None)
+    state[key] = raw
 
 
-def _record_normalizers(optimizer: SGDSaI, raws: Sequence[float], moments: Sequence[Moments]) -> None:
-    """Record the divisors of the scales at the first latch; later, hand them to groups added since."""
-    groups = optimizer.param_groups
+def _record_normalizers(optimizer: SGDSaI, raws: Sequence[float], moments: Sequence[Moments]) -> bool:
+    """Record the divisors of the scales at the first latch; True if this is it."""
     if knows_normalizers(optimizer):
-        recorded = {key: max(group[key] for group in groups) for key in ("gsnr_max", "gsnr_rms")}
-        for group in groups:
-            group.update(recorded)
-        return
+        return False
     latched = [pair for pair in zip(raws, moments, strict=True) if pair[0] != UNLATCHED]
-    first = _normalizers(groups, latched, optimizer.process_group)
-    if first["gsnr_max"] == UNLATCHED:
-        return
-    for group in groups:
+    first = _normalizers(optimizer.param_groups, latched, optimizer.process_group)
+    for group in optimizer.param_groups:
         group.update(first)
-    _warn_of_unlatched(optimizer)
-    warn_of_parts(optimizer)
+    return knows_normalizers(optimizer)
 
 
 def _normalizers(
@@ -196,6 +197,12 @@ def _normalizers(
     if max(largest) == UNLATCHED:
         return {"gsnr_max": UNLATCHED, "gsnr_rms": UNLATCHED}
     return {"gsnr_max": max(largest), "gsnr_rms": math.sqrt(sum(total_sq) / sum(nonzero))}
+
+
+def _warn(optimizer: SGDSaI) -> None:
+    """Warn of what the first latch shows: blocks that are still without a scale, and parts of a model."""
+    _warn_of_unlatched(optimizer)
+    warn_of_parts(optimizer)
 
 
 def _warn_of_unlatched(optimizer: SGDSaI) -> None:

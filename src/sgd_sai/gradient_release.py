@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from sgd_sai import first_gradient
 from sgd_sai.distributed.layout import laid_out_as
-from sgd_sai.gsnr import Moments, measure
+from sgd_sai.gsnr import Moments, check_dense, measure
+from sgd_sai.messages import name_of, warn
 from sgd_sai.optimizer import SGDSaI
 from sgd_sai.options import Group
 
@@ -59,7 +60,9 @@ class GradientRelease:
         if first_gradient.can_step_alone(optimizer, group):
             optimizer.step_alone(group, index)
         elif group["measure_first"]:
-            [self._measured[param]] = measure([[laid_out_as(cast(Tensor, param.grad), param)]])
+            grad = cast(Tensor, param.grad)
+            check_dense([(name_of(group, index), grad)])
+            [self._measured[param]] = measure([[laid_out_as(grad, param)]])
         else:
             return  # the block's scale needs gradients that are still to come; `step` moves it
         param.grad = Released(param)
@@ -84,9 +87,24 @@ class GradientRelease:
         for group in self._optimizer.param_groups:
             for param in group["params"]:
                 if param.requires_grad and param not in self._hooks:
+                    _end_others(param)
                     self._hooks[param] = param.register_post_accumulate_grad_hook(hook)
 
-    def _before_step(self, *_: Any) -> None:
+    def _before_step(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Settle what backward has done; where a closure is yet to do it, once that has returned."""
+        closure = kwargs.get("closure", *args[1:])
+        if closure is None:
+            self._settle()
+            return None
+
+        def settled() -> Any:
+            loss = closure()
+            self._settle()
+            return loss
+
+        return (args[0], settled), {}
+
+    def _settle(self) -> None:
         self._hook_all()
         for group in self._optimizer.param_groups:
             for param in group["params"]:
@@ -95,6 +113,18 @@ class GradientRelease:
         if self._measured:
             first_gradient.latch_measured(self._optimizer, self._measured)
             self._measured.clear()
+
+
+def _end_others(param: Tensor) -> None:
+    """End the release of another optimizer, as of a cell of a notebook that is run again."""
+    hooks = getattr(param, "_post_accumulate_grad_hooks", None) or {}
+    for hook in list(hooks.values()):
+        if isinstance(hook, partial) and hook.func is _accumulated and (other := hook.args[0]()) is not None:
+            other.remove()
+            warn(
+                "gradient_release: a parameter of the model was released already, perhaps with another "
+                "optimizer; that release has ended"
+            )
 
 
 def _is_at(param: Tensor, groups: list[Group], number: int, index: int) -> bool:

@@ -133,8 +133,11 @@ def divisor(normalize: Normalize, normalizers: Mapping[str, float]) -> float:
 
 
 def as_real(tensor: Tensor) -> Tensor:
-    """A complex tensor as a view of pairs of reals, shape (*, 2); a real one as it is."""
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    """A complex tensor as a view of pairs of reals, shape (*, 2); a real one as it is.
+
+    A gradient may be conjugated lazily; it is copied.
+    """
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def check_dense(named: Iterable[tuple[str, Tensor | None]]) -> None:

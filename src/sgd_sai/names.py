@@ -59,9 +59,10 @@ def in_order_of(groups: Sequence[Group], saved: Sequence[Mapping[str, Any]]) -> 
 
 def _names(groups: Sequence[Mapping[str, Any]]) -> list[list[str]] | None:
     """The names of the parameters of each group, None unless each parameter has one of its own."""
-    names = [list(group.get("param_names", ())) for group in groups]
+    names = [list(group.get("param_names") or ()) for group in groups]
     whole = all(len(of) == len(group["params"]) for of, group in zip(names, groups, strict=True))
-    return names if whole and _distinct(names) else None
+    strings = all(isinstance(name, str) for of_group in names for name in of_group)
+    return names if whole and strings and _distinct(names) else None
 
 
 def _distinct(names: list[list[str]]) -> bool:

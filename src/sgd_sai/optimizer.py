@@ -18,8 +18,8 @@ from sgd_sai.distributed.layout import laid_out_as
 from sgd_sai.given_scales import check_names, check_whole
 from sgd_sai.gsnr import UNLATCHED, Rule, check_dense
 from sgd_sai.messages import name_of
-from sgd_sai.options import Group, check_leaves, check_options, check_params
-from sgd_sai.several_optimizers import LIVE
+from sgd_sai.options import Group, check_leaves, check_options, check_param, check_params
+from sgd_sai.several_optimizers import remember
 from sgd_sai.state import check_shapes, create_buffers, create_state, is_unlatched
 from sgd_sai.update import unscales, update
 
@@ -162,7 +162,7 @@ class SGDSaI(Optimizer):
             check_options(defaults)
             super().__init__(params, defaults)
         check_names(self.param_groups, process_group)
-        LIVE.add(self)
+        remember(self)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group; its blocks latch at their first gradient. Raises as the constructor does."""
@@ -173,6 +173,9 @@ class SGDSaI(Optimizer):
             check_params(param_group, self.defaults, self.param_groups, self.process_group)
             # Each group has steps of its own, of 32 bits, or equal places would be rounded alike.
             param_group.setdefault("rounding_step", len(self.param_groups) << 32)
+            for key in ("gsnr_max", "gsnr_rms"):  # those of the first latch, if that has been
+                known = [group[key] for group in self.param_groups]
+                param_group.setdefault(key, max(known, default=UNLATCHED))
         super().add_param_group(param_group)
         self._plain |= not all(isinstance(p, nn.Parameter) for p in self.param_groups[-1]["params"])
 
@@ -252,6 +255,8 @@ class SGDSaI(Optimizer):
         param = group["params"][index]
         if param.grad.layout != torch.strided:
             check_dense([(name_of(group, index), param.grad)])
+        if group["split"] > 1:  # the parameter may have been resized
+            check_param(group, param, name_of(group, index))
         state = self.state[param]
         if not state:
             self._create_state(param, group)
@@ -295,8 +300,9 @@ class SGDSaI(Optimizer):
         A checkpoint of the authors' release 1.0.3 continues as that release would: its groups are not
         normalised and measure the unbiased variance.
 
-        Where both have names, parameters are matched by them, in whatever order; else by place. A trained
-        parameter of which the state holds nothing begins anew, with a warning: it may have been frozen.
+        Where both have names, parameters are matched by them, in whatever order; else by place. (The bits of
+        stochastic rounding depend on the place.) A trained parameter of which the state holds nothing begins
+        anew, with a warning: it may have been frozen.
 
         Raises:
             ValueError: it is not a state of this optimizer, or does not fit its parameters; nothing changes.
@@ -310,9 +316,9 @@ class SGDSaI(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a loaded or unpickled state."""
         super().__setstate__(state)
-        checkpoint.unpack(self.state)
+        checkpoint.unpack(self.state, self.param_groups)
         self._tables = {}
-        LIVE.add(self)
+        remember(self)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -340,7 +346,8 @@ def _next_step(group: Group, compiling: bool, *, alone: bool) -> int | Tensor:
         return 0
     # With lr = 0 nothing is rounded: torch.distributed.checkpoint takes such a step to create the state.
     alone = alone or (not isinstance(group["lr"], Tensor) and group["lr"] == 0)
-    if group["capturable"] and not isinstance(last, Tensor):  # a CUDA graph would keep an integer
+    if group["capturable"] and group["params"] and not isinstance(last, Tensor):
+        # A CUDA graph would keep an integer.
         last = group["rounding_step"] = torch.tensor(last, device=group["params"][0].device)
     if isinstance(last, Tensor):
         return last + 1 if alone else last.add_(1)

@@ -303,12 +303,17 @@ def check_params(
         seen.add(id(param))
         if process_group is not None:
             check_covers(process_group, param, name)
-        for conflict in PARAMETER_CONFLICTS:
-            if conflict.arises(options, param):
-                raise ValueError(
-                    f"{conflict.option}: given {options[conflict.option]!r} for parameter {name}, "
-                    f"{conflict.why.format(param=param)}"
-                )
+        check_param(options, param, f"parameter {name}")
+
+
+def check_param(options: Group, param: Tensor, name: str) -> None:
+    """Raise for the first option that does not fit a parameter, which the message calls by that name."""
+    for conflict in PARAMETER_CONFLICTS:
+        if conflict.arises(options, param):
+            raise ValueError(
+                f"{conflict.option}: given {options[conflict.option]!r} for {name}, "
+                f"{conflict.why.format(param=param)}"
+            )
 
 
 def check_leaves(groups: list[Group]) -> None:

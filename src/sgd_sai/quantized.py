@@ -65,9 +65,10 @@ def create_momentum8(state: dict[str, Any], param: Tensor, split: int) -> None:
     """Add a momentum of zeros in 8 bits to a state; each of the `split` parts has scales of its own."""
     real = as_real(param)
     order = torch.preserve_format if split == 1 else torch.contiguous_format
-    state["momentum_buffer"] = torch.zeros_like(real, dtype=torch.int8, memory_format=order)
     scales = split * -(-real.numel() // split // BLOCK)
-    state["momentum_absmax"] = torch.zeros(scales, dtype=torch.float32, device=param.device)
+    codes = torch.zeros_like(real, dtype=torch.int8, memory_format=order)
+    absmax = torch.zeros(scales, dtype=torch.float32, device=param.device)
+    state.update(momentum_buffer=codes, momentum_absmax=absmax)  # both or, if there is no memory, neither
 
 
 def flat(dense: Tensor) -> Tensor:

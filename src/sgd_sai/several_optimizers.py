@@ -7,8 +7,9 @@ parameter in each, every scale is 1, and SGD-SaI is SGD. The optimizers need one
 from __future__ import annotations
 
 from collections import Counter
+from threading import Lock, get_ident
 from typing import TYPE_CHECKING
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
@@ -18,10 +19,17 @@ from sgd_sai.options import Group
 if TYPE_CHECKING:
     from sgd_sai.optimizer import SGDSaI
 
-#: Every optimizer of this process that is still in use.
-LIVE: WeakSet[SGDSaI] = WeakSet()
+#: Every optimizer of this process that is still in use, and the thread that made it.
+_LIVE: WeakKeyDictionary[SGDSaI, int] = WeakKeyDictionary()
+_LOCK = Lock()
 #: Those that had gradients, but no divisor yet, when another one fixed its own.
 _BESIDE: WeakSet[SGDSaI] = WeakSet()
+
+
+def remember(optimizer: SGDSaI) -> None:
+    """Let the others know of an optimizer, for as long as it is in use."""
+    with _LOCK:
+        _LIVE[optimizer] = get_ident()
 
 
 def warn_of_parts(optimizer: SGDSaI) -> None:
@@ -36,7 +44,9 @@ def warn_of_parts(optimizer: SGDSaI) -> None:
     elif optimizer in _BESIDE:
         why = "its gradients were there when another SGDSaI took its own first step"
     else:
-        _BESIDE.update(other for other in list(LIVE) if _waits_beside(optimizer, other))
+        with _LOCK:  # another thread trains another model
+            others = [other for other, thread in _LIVE.items() if thread == _LIVE.get(optimizer)]
+        _BESIDE.update(other for other in others if _waits_beside(optimizer, other))
         return
     of, key = ("largest G_snr", "gsnr_max") if form is True else ("RMS", "gsnr_rms")
     warn(

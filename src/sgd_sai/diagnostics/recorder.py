@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sgd_sai import gsnr
 from sgd_sai.gsnr import check_dense
+from sgd_sai.messages import warn
 
 
 class ScalarWriter(Protocol):
@@ -100,6 +101,11 @@ class GSNRRecorder:
             A row for each block: step, block, gsnr, norm (‖g‖₂), sigma (σ).
         """
         present = [(name, param.grad) for name, param in self.named if param.grad is not None]
+        if self.named and not present:
+            warn(
+                "GSNRRecorder: no parameter has a gradient, so nothing is recorded; gradient_release frees "
+                "them inside backward, or zero_grad was called before"
+            )
         check_dense((f"parameter {name!r}", grad) for name, grad in present)
         moments = gsnr.measure([[grad] for _, grad in present])
         rows = [

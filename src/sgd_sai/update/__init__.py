@@ -22,6 +22,7 @@ from sgd_sai.options import Group
 from sgd_sai.quantized import Momentum, Momentum8
 from sgd_sai.rounding import Rounding
 from sgd_sai.update import cpu, foreach, quantized, reference, triton_launch
+from sgd_sai.update.pieces import check_shapes
 
 #: Moves parameters in place: see `reference.update` for the arguments.
 Update = Callable[..., None]
@@ -56,6 +57,9 @@ def update(
     narrow = any(isinstance(m, Momentum8) for m in momenta) or any(r is not None for r in roundings)
     for of_device in _by_device_type(params, grads, momenta, scales, roundings):
         way = _choose(of_device[0][0], group, compiling, narrow)
+        if way is reference.update and not compiling:
+            for tensors in zip(*of_device[:3], strict=True):
+                check_shapes(*tensors)
         if way is triton_launch.update:
             more = {"roundings": of_device[4], "step": step, "cache": cache, **amp}
         elif way is quantized.update:

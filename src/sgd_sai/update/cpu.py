@@ -91,6 +91,7 @@ def _sgd(
 
 def _large(θ: Tensor, g: Tensor, m: Tensor | None, ηG: float, μ: float, λη: float, maximize: bool) -> None:
     check_shapes(θ, g, m)
+    torch.autograd.graph.increment_version(θ)  # the kernel does not: autograd would not notice its writes
     if λη == 0 and m is not None:
         _sgd([θ], [g], [m], ηG, μ, 0.0, maximize)
     elif ηG == 0:  # not latched, or lr is 0: λ/G has no value
@@ -119,7 +120,7 @@ def _tiny(
     The fused kernel would start some for each tensor; where there are none to start, it is the faster one.
     """
     alone = torch.get_num_threads() == 1
-    if alone and not _equal_sizes(θs, gs, ms):
+    if not _equal_sizes(θs, gs, ms):
         raise RuntimeError("a parameter, its gradient and its momentum have different shapes")
     zero, one = (torch.full((), value, dtype=θs[0].dtype, device="cpu") for value in (0.0, 1.0))
     if maximize:

@@ -26,7 +26,7 @@ def same_order(*tensors: Tensor | None) -> bool:
 
 
 def check_shapes(*tensors: Tensor | None) -> None:
-    """Raise unless all are of one shape: a kernel that trusts them would write beyond the end of one."""
+    """Raise unless all are of one shape: operations may broadcast, kernels write beyond the end of one."""
     shapes = {tuple(tensor.shape) for tensor in tensors if tensor is not None}
     if len(shapes) > 1:
         raise RuntimeError(f"a parameter, its gradient and its momentum have the shapes {shapes}")
