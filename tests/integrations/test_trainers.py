@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from sgd_sai import SGDSaI
+from sgd_sai import SGDSaI, gradient_release
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -148,3 +148,39 @@ def test_lightning(tmp_path: Path) -> None:
     assert moved(whole.net)
     assert not same_weights(whole, half)
     assert same_weights(whole, resumed)
+
+
+def test_lightning_with_gradient_release(tmp_path: Path) -> None:
+    """Its closure computes gradients inside `step`; the weights are those of training without release."""
+    import lightning
+
+    class Lit(lightning.LightningModule):
+        def __init__(self, release: bool) -> None:
+            super().__init__()
+            self.net, self.release = Net(), release
+
+        def training_step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            return self.net(**batch)["loss"]
+
+        def configure_optimizers(self) -> SGDSaI:
+            optimizer = SGDSaI(self.named_parameters(), lr=0.3)
+            if self.release:
+                gradient_release(self.net, optimizer)
+            return optimizer
+
+    def fit(release: bool) -> Lit:
+        trainer = lightning.Trainer(
+            max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        )  # fmt: skip
+        module = Lit(release)
+        trainer.fit(module, torch.utils.data.DataLoader(Pairs(), batch_size=4))
+        return module
+
+    ordinary, released = fit(False), fit(True)
+    assert moved(ordinary.net)
+    assert same_weights(ordinary, released)
+    assert [param.grad is None for param in released.parameters()] == [True] * len(
+        list(released.parameters())
+    )
+    assert any(param.grad is not None for param in ordinary.parameters())
