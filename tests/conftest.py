@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from typing import Any
 
 import pytest
 import torch
 
 from sgd_sai.peers import release as peer
 
-torch.set_num_threads(1)  # pytest-xdist runs one worker per core
+# pytest-xdist runs one worker per core, so one thread is for each of them, and for each process that a test
+# starts: threads that wait for each other on a busy machine are several times as slow as one.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
+#: Milliseconds that a browser may take: much, since a busy machine is no failure and a hang is caught all the same.
+PATIENCE = 240_000
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,6 +36,18 @@ def release():
     return peer.module()
 
 
+class Browser:
+    """A browser whose pages are patient."""
+
+    def __init__(self, launched: Any) -> None:
+        self._launched = launched
+
+    def new_page(self, **options: Any) -> Any:
+        page = self._launched.new_page(**options)
+        page.set_default_timeout(PATIENCE)
+        return page
+
+
 @pytest.fixture(scope="session")
 def browser():
     """Headless Chromium, from the system."""
@@ -37,6 +57,6 @@ def browser():
         pytest.skip("there is no chromium on this machine")
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with playwright.sync_playwright() as session:
-        found = session.chromium.launch(executable_path=chromium, args=flags)
-        yield found
+        found = session.chromium.launch(executable_path=chromium, args=flags, timeout=PATIENCE)
+        yield Browser(found)
         found.close()

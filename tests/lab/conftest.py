@@ -12,14 +12,23 @@ pytest.importorskip("transformers", reason="the lab extra is not installed")
 from lab_commands import compare
 
 from sgd_sai.cli import main
+from sgd_sai.files import locked
 from sgd_sai.lab.tasks import pretrained
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory):
-    """Six short runs of a real model, three optimizers and two seeds, with their report."""
-    out = tmp_path_factory.mktemp("runs") / "study"
-    assert main(compare(out, "--seeds", "0,1", steps=30, optimizer="sgd-sai,adamw,sgd", lr=None)) == 0
+def runs(tmp_path_factory, request):
+    """Six short runs of a real model, three optimizers and two seeds, with their report.
+
+    The first of xdist's workers that asks for them trains, the others wait for it.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        folder = folder.parent  # which all workers share
+    out = folder / "study"
+    with locked(folder / "study.lock"):
+        if not (out / "report.html").exists():
+            assert main(compare(out, "--seeds", "0,1", steps=30, optimizer="sgd-sai,adamw,sgd", lr=None)) == 0
     return out
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from sgd_sai.lab.records import METRICS
 
@@ -16,10 +19,19 @@ def compare(out, *more, task="cnn", steps=60, optimizer="sgd-sai", lr="0.5"):
     return [*given, *(["--lr", lr] if lr else []), "--out", str(out), *more]
 
 
-def start(arguments):
-    """A command in a process of its own, for which Ctrl-C is what it is in a terminal."""
+HELD = Path(__file__).parents[1] / "held.py"
+PATIENCE = 240  # seconds, after which a process hangs: on a busy machine all takes long
+
+
+def start(arguments, held_at=None):
+    """A command in a process of its own, for which Ctrl-C is what it is in a terminal.
+
+    `held_at`: the step at which its runs wait, see held.py.
+    """
+    command = ["-m", "sgd_sai.cli"] if held_at is None else [str(HELD)]
     return subprocess.Popen(
-        [sys.executable, "-m", "sgd_sai.cli", *arguments],
+        [sys.executable, *command, *arguments],
+        env=os.environ if held_at is None else {**os.environ, "HELD_AT": str(held_at)},
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=_hear_ctrl_c,
@@ -35,7 +47,7 @@ def wait_for_step(process, folder, step):
     path = folder / METRICS
     while process.poll() is None:
         text = path.read_text() if path.exists() else ""
-        if any(f'{{"step": {later},' in text for later in range(step, step + 20)):
+        if any(int(reached) >= step for reached in re.findall(r'"step": (\d+),', text)):
             return
-        time.sleep(0.002)
+        time.sleep(0.02)
     raise AssertionError(f"ended with {process.returncode} before step {step}: {process.stderr.read()}")

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import torch
-from lab_commands import compare, start, wait_for_step
+from lab_commands import PATIENCE, compare, start, wait_for_step
 
 from sgd_sai.cli import main
 from sgd_sai.lab.records import CHECKPOINT, GSNR, METRICS, BlockGSNR, Record
@@ -15,6 +15,8 @@ from sgd_sai.lab.runs.training import CHECKPOINT_EVERY, LOG_EVERY, Training
 from sgd_sai.lab.schedules import Schedule
 
 RUN = "cnn-sgd-sai-0"
+#: Where a run is stopped or killed: a line after a checkpoint. It then has this many steps.
+STOPPED, STEPS = CHECKPOINT_EVERY + LOG_EVERY, 40
 
 
 def lines(folder):
@@ -74,16 +76,16 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, optimizer):
     lr = {"sgd-sai": "0.5", "adamw": "0.001"}[optimizer]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run = f"cnn-{optimizer}-0"
-    assert main(compare(whole, optimizer=optimizer, lr=lr)) == 0
+    assert main(compare(whole, steps=STEPS, optimizer=optimizer, lr=lr)) == 0
 
-    process = start(compare(killed, optimizer=optimizer, lr=lr))
-    wait_for_step(process, killed / run, CHECKPOINT_EVERY + LOG_EVERY)
+    process = start(compare(killed, steps=STEPS, optimizer=optimizer, lr=lr), held_at=STOPPED)
+    wait_for_step(process, killed / run, STOPPED)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert Record.read(killed / run).status == "running"
-    assert lines(killed / run)[-1]["step"] < 60
+    assert lines(killed / run)[-1]["step"] == STOPPED
 
-    assert main(compare(killed, "--resume", optimizer=optimizer, lr=lr)) == 0
+    assert main(compare(killed, "--resume", steps=STEPS, optimizer=optimizer, lr=lr)) == 0
     assert lines(killed / run) == lines(whole / run)
     assert (killed / run / GSNR).read_text() == (whole / run / GSNR).read_text()
     ends = [torch.load(folder / run / CHECKPOINT, weights_only=True) for folder in (whole, killed)]
@@ -93,7 +95,8 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, optimizer):
     results = [Record.read(folder / run).result for folder in (whole, killed)]
     assert results[0]["val_loss"] == results[1]["val_loss"]
 
-    assert main(compare(killed, "--resume", optimizer=optimizer, lr=lr)) == 0  # nothing is left to do
+    resumed = compare(killed, "--resume", steps=STEPS, optimizer=optimizer, lr=lr)
+    assert main(resumed) == 0  # nothing is left to do
     assert lines(killed / run) == lines(whole / run)
 
 
@@ -102,7 +105,7 @@ def test_ctrl_c_leaves_a_report_and_a_run_that_resumes(tmp_path):
     process = start(compare(out, steps=5000))
     wait_for_step(process, out / RUN, LOG_EVERY)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert Record.read(out / RUN).status == "interrupted"
@@ -112,19 +115,20 @@ def test_ctrl_c_leaves_a_report_and_a_run_that_resumes(tmp_path):
 
 def test_runs_side_by_side_stop_at_ctrl_c_and_are_the_same_as_one_after_another(tmp_path):
     whole, parted = tmp_path / "whole", tmp_path / "parted"
-    seeds = ("--seeds", "0,1")
-    process = start(compare(parted, *seeds, "--jobs", "2", steps=120))
-    wait_for_step(process, parted / RUN, CHECKPOINT_EVERY + LOG_EVERY)
+    seeds, both = ("--seeds", "0,1"), (RUN, "cnn-sgd-sai-1")
+    process = start(compare(parted, *seeds, "--jobs", "2", steps=STEPS), held_at=STOPPED)
+    for run in both:
+        wait_for_step(process, parted / run, STOPPED)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, errors
     statuses = [Record.read(path.parent).status for path in parted.glob("*/run.json")]
     assert statuses == ["interrupted", "interrupted"]
     assert "stopped at step" in (parted / "report.html").read_text()
 
-    assert main(compare(parted, *seeds, "--resume", steps=120)) == 0
-    assert main(compare(whole, *seeds, steps=120)) == 0
-    for run in (RUN, "cnn-sgd-sai-1"):
+    assert main(compare(parted, *seeds, "--resume", steps=STEPS)) == 0
+    assert main(compare(whole, *seeds, steps=STEPS)) == 0
+    for run in both:
         assert lines(parted / run) == lines(whole / run)
 
 
