@@ -16,7 +16,7 @@ from sgd_sai.peers import release as peer
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
-#: Milliseconds that a browser may take: much, since a busy machine is no failure and a hang is caught all the same.
+#: Milliseconds after which a browser hangs: many, since all takes long on a busy machine.
 PATIENCE = 240_000
 
 

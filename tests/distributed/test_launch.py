@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -15,8 +16,10 @@ import pytest
 import torch
 from launch import LR, STEPS
 from tiny import LATE, Tiny, batch, loss_of
+from world import ended, start_as_torchrun
 
 from sgd_sai import SGDSaI
+from sgd_sai.cli import main
 
 ROOT = Path(__file__).parents[2]
 EVERY = re.findall(r"^torchrun .*$", (ROOT / "docs" / "distributed.md").read_text("utf-8"), re.MULTILINE)
@@ -35,7 +38,7 @@ def command(line: str) -> dict[str, Any]:
 
 
 def run(line: str, folder: Path) -> None:
-    ran = subprocess.run(**command(line), cwd=folder, capture_output=True, text=True, timeout=800)
+    ran = subprocess.run(**command(line), cwd=folder, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
 
 
@@ -63,14 +66,32 @@ def test_line(line: str, tmp_path: Path, truth: dict[str, torch.Tensor]) -> None
         assert (found[name] - p).norm() <= 1e-5 * p.norm(), name
 
 
+def compare(folder: Path, line: str, held_at: int | None = None) -> None:
+    """What a rank does that torchrun starts by a line of `COMPARE`; held.py explains `held_at`."""
+    from held import hold
+    from sgd_sai.lab.runs import training
+
+    training.EVALUATIONS = 2  # they take most of the time
+    if held_at is not None:
+        hold(held_at)
+    os.chdir(folder)
+    assert main(shlex.split(line.partition("--no-python sgd-sai ")[2])) == 0
+
+
+def by_ranks(size: int, folder: Path, line: str) -> None:
+    """Run it to its end."""
+    ranks = start_as_torchrun(size, compare, folder, line)
+    assert ended(ranks) == []
+    assert [rank.exitcode for rank in ranks] == [0] * size
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of `COMPARE`, by one process."""
     pytest.importorskip("transformers", reason="the lab extra is not installed")
     folder = tmp_path_factory.mktemp("alone")
-    given = COMPARE[0].partition("--no-python ")[2].replace("runs/ddp", "alone")
-    run(f"torchrun --nproc-per-node 1 --no-python {given}", folder)
-    return folder / "alone" / "gpt-sgd-sai-0"
+    by_ranks(1, folder, COMPARE[0])
+    return folder / "runs" / "ddp" / "gpt-sgd-sai-0"
 
 
 def saved(folder: Path) -> dict[str, Any]:
@@ -97,23 +118,25 @@ def test_compare(line: str, tmp_path: Path, alone: Path) -> None:
 
 @pytest.mark.parametrize("line", COMPARE, ids=lambda line: line.split()[-1])
 def test_compare_resumes(line: str, tmp_path: Path) -> None:
-    """Killed once there is a checkpoint, it ends with the weights of a run that was not."""
+    """Killed after a checkpoint, it ends with the weights of a run that was not."""
     pytest.importorskip("transformers", reason="the lab extra is not installed")
-    import psutil
+    from sgd_sai.lab.records import METRICS
+    from sgd_sai.lab.runs.training import CHECKPOINT_EVERY, LOG_EVERY
 
-    out = line.split()[-1]
+    out, killed_at = line.split()[-1], CHECKPOINT_EVERY + LOG_EVERY
     longer = line.replace("--steps 20", "--steps 40")
-    run(longer.replace(out, "whole"), tmp_path)
+    by_ranks(2, tmp_path, longer.replace(out, "whole"))
     folder = tmp_path / out / "gpt-sgd-sai-0"
-    started = subprocess.Popen(**command(longer), cwd=tmp_path, stderr=subprocess.DEVNULL)
-    while not (folder / "checkpoint.pt").exists():
-        assert started.poll() is None
+    ranks = start_as_torchrun(2, compare, tmp_path, longer, killed_at)
+    metrics = folder / METRICS
+    while not (metrics.exists() and f'"step": {killed_at},' in metrics.read_text()):
+        assert all(rank.is_alive() for rank in ranks)
         time.sleep(0.02)
-    for process in [psutil.Process(started.pid), *psutil.Process(started.pid).children(recursive=True)]:
-        process.kill()
-    started.wait()
+    for rank in ranks:
+        rank.kill()
+    ended(ranks)
     assert json.loads((folder / "run.json").read_text())["status"] == "running"
-    run(f"{longer} --resume", tmp_path)
+    by_ranks(2, tmp_path, f"{longer} --resume")
     resumed, whole = saved(folder), saved(tmp_path / "whole" / "gpt-sgd-sai-0")
     assert resumed["step"] == whole["step"] == 40
     assert all(torch.equal(resumed["model"][name], whole["model"][name]) for name in whole["model"])
