@@ -19,7 +19,8 @@ from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_op
 from world import start, world
 
 KILLS = int(os.environ.get("SGD_SAI_KILLS", "3"))
-END = 8 * KILLS
+EACH = 8  # steps, of which at least one is left after a kill
+END = EACH * KILLS
 RANKS = 2
 
 
@@ -28,7 +29,7 @@ def last_saved(folder: Path) -> int:
     return max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
 
 
-def train_from_the_last_checkpoint(folder: Path) -> dict[str, Any]:
+def train_from_the_last_checkpoint(folder: Path, end: int = END) -> dict[str, Any]:
     model, optimizer, share = training()
     first = last_saved(folder)
     if first:
@@ -36,7 +37,7 @@ def train_from_the_last_checkpoint(folder: Path) -> dict[str, Any]:
         dcp.load(state, checkpoint_id=folder / str(first))
         set_model_state_dict(model, state["model"])
         set_optimizer_state_dict(model, optimizer, state["optimizer"])
-    for step in range(first, END):
+    for step in range(first, end):
         train(model, optimizer, [step], share)
         aside = folder / f"{step + 1}.saving"
         dcp.save(states(model, optimizer, KINDS["plain"]), checkpoint_id=aside)
@@ -44,6 +45,14 @@ def train_from_the_last_checkpoint(folder: Path) -> dict[str, Any]:
         if dist.get_rank() == 0:
             aside.rename(folder / str(step + 1))
     return outcome(model, optimizer)
+
+
+def train_until_killed(folder: Path, end: int) -> None:
+    """It waits at `end`, so that it is there to be killed, however late."""
+    train_from_the_last_checkpoint(folder, end)
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.05)
 
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:
@@ -57,10 +66,9 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         returned = tmp_path / f"kill {kill}"
         returned.mkdir()
         begun_at = last_saved(disturbed)
-        ranks = start(RANKS, str(returned), train_from_the_last_checkpoint, disturbed)
-        wanted, deadline = begun_at + moments.randint(1, 2), time.monotonic() + 600
+        ranks = start(RANKS, str(returned), train_until_killed, disturbed, EACH * (kill + 1) - 1)
+        wanted = begun_at + moments.randint(1, 2)
         while last_saved(disturbed) < wanted:
-            assert time.monotonic() < deadline
             assert not list(returned.glob("*.error")), [p.read_text() for p in returned.glob("*.error")]
             time.sleep(0.001)
         time.sleep(moments.uniform(0.0, 0.05))

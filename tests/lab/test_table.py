@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from lab_commands import PATIENCE
 
 from sgd_sai.lab import table
 
@@ -59,7 +60,7 @@ for number in range(50):
     table.append(Path(sys.argv[1]), {"by": {"name": sys.argv[2]}, "number": number}, ("by",))
 """
     running = [subprocess.Popen([sys.executable, "-c", code, path, name]) for name in "ab"]
-    assert [process.wait(timeout=600) for process in running] == [0, 0]
+    assert [process.wait(PATIENCE) for process in running] == [0, 0]
     rows = table.read(path)
     for name in "ab":
         assert [row["number"] for row in rows if row["by"] == {"name": name}] == [*range(50)]

@@ -14,7 +14,7 @@ from itertools import product
 import optuna
 import psutil
 import pytest
-from lab_commands import start
+from lab_commands import PATIENCE, start
 
 from sgd_sai.cli import main
 from sgd_sai.lab.reading import read_runs
@@ -53,16 +53,14 @@ def test_a_killed_sweep_loses_no_point_and_runs_none_twice(tmp_path, capsys):
     out = tmp_path / "sweep"
     process = start(sweeping(out, "--jobs", "2"))
     finished = []
-    while not finished and process.poll() is None:
+    while not finished:
+        assert process.poll() is None, process.stderr.read()
         finished = [path for path in out.glob("*/run.json") if Record.read(path.parent).status == "finished"]
         time.sleep(0.05)
-    workers = psutil.Process(process.pid).children(recursive=True)
+    running = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert finished, "no run ended before the kill"
-    _, alive = psutil.wait_procs(workers, timeout=30)  # those that train see that their parent is gone
-    for worker in alive:
-        worker.kill()
+    assert psutil.wait_procs(running, PATIENCE)[1] == []  # the runs see that their parent is gone
     before = {path: path.read_bytes() for path in finished}
     assert main(sweeping(out, "--resume")) == 0
     assert sorted(completed(trials(out))) == sorted(POINTS)
@@ -150,7 +148,7 @@ def test_processes_that_race_for_points_have_each_once(tmp_path):
         processes = [spawn.Process(target=claims, args=given) for _ in range(3)]
         for process in processes:
             process.start()
-        points = [found.get(timeout=600) for _ in POINTS]
+        points = [found.get(timeout=PATIENCE) for _ in POINTS]
         for process in processes:
             process.join()
         assert [process.exitcode for process in processes] == [0, 0, 0]
@@ -163,7 +161,7 @@ def test_two_processes_share_a_storage(tmp_path):
     url = f"sqlite:///{tmp_path / 'shared.db'}"
     outs = [tmp_path / "one", tmp_path / "two"]
     processes = [start(sweeping(out, "--storage", url)) for out in outs]
-    assert [process.wait(timeout=600) for process in processes] == [0, 0]
+    assert [process.wait(PATIENCE) for process in processes] == [0, 0]
     found = optuna.load_study(study_name="cnn-sgd-sai-0", storage=url).get_trials(deepcopy=False)
     assert sorted(completed(found)) == sorted(POINTS)
     runs = [run.record.config for run in read_runs(outs)]
