@@ -17,7 +17,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 #: Milliseconds after which a browser hangs: many, since all takes long on a busy machine.
-PATIENCE = 240_000
+PATIENCE = 600_000
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

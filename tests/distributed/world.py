@@ -31,7 +31,7 @@ PRELOADED = [
     "transformers.models.gpt2.modeling_gpt2",
 ]
 #: Seconds after which ranks hang: many, since all takes long on a busy machine.
-PATIENCE = 240
+PATIENCE = 600
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOADED)
@@ -77,7 +77,7 @@ def _rank(rank: int, size: int, folder: str, scenario: Callable[..., Any]) -> No
     try:
         store = dist.FileStore(f"{folder}/store", size)
         dist.init_process_group(
-            "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=PATIENCE - 20)
+            "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=PATIENCE / 2)
         )
         args = torch.load(f"{folder}/arguments.pt", weights_only=False)
         torch.save(scenario(*args), f"{folder}/{rank}.pt")

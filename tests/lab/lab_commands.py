@@ -20,7 +20,7 @@ def compare(out, *more, task="cnn", steps=60, optimizer="sgd-sai", lr="0.5"):
 
 
 HELD = Path(__file__).parents[1] / "held.py"
-PATIENCE = 240  # seconds, after which a process hangs: on a busy machine all takes long
+PATIENCE = 600  # seconds, after which a process hangs: on a busy machine all takes long
 
 
 def start(arguments, held_at=None):
