@@ -34,16 +34,20 @@ constraints: $(PEERS)  ## pin every version that is installed here; after a chan
 demo: $(LAB)  ## train three real models with three optimizers and write a report; or go on with it
 	$(BIN)/sgd-sai compare --task gpt,vit,cnn --out runs/demo --resume
 
+# With RECORD=1 a measurement replaces what is committed: records, from which README and docs are made, or the
+# learning rates that come with the package.
+RECORDS := $(if $(RECORD),benchmarks/results,runs)
+TUNED   := $(if $(RECORD),src/sgd_sai/lab/tuned.jsonl,runs/tuned.jsonl)
+
 STUDIED := --task all --optimizer sgd,adamw,adam-mini,sgd-sai --threads 1
 study: $(READY)  ## tune what is not tuned yet, then five tasks, four optimizers, five seeds; or go on with it
-	$(BIN)/sgd-sai tune $(STUDIED) --missing --tuned src/sgd_sai/lab/tuned.jsonl --out runs/study-tune --resume
-	$(BIN)/sgd-sai compare $(STUDIED) --seeds 0,1,2,3,4 --jobs 2 --out runs/study --resume
+	mkdir -p runs && test -e $(TUNED) || cp src/sgd_sai/lab/tuned.jsonl $(TUNED)
+	$(BIN)/sgd-sai tune $(STUDIED) --missing --tuned $(TUNED) --out runs/study-tune --resume
+	$(BIN)/sgd-sai compare $(STUDIED) --tuned $(TUNED) --seeds 0,1,2,3,4 --jobs 2 --out runs/study --resume
 
 test: $(READY) $(PEERS)  ## the whole test-suite, in parallel
 	$(BIN)/pytest
 
-# With RECORD=1 a measurement replaces the committed record, from which README and docs are made.
-RECORDS := $(if $(RECORD),benchmarks/results,runs)
 bench: $(READY) $(PEERS)  ## time a step next to the memory-bandwidth floor; on a quiet machine
 	$(BIN)/python benchmarks/run.py --out $(RECORDS)/speed
 

@@ -9,11 +9,20 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 COMMAND = Path(sys.executable).with_name("sgd-sai")
 MODELS = {"gpt2": 11, "resnet18": 31, "tiny": 31}  # and how many rounds
+
+
+def commands(out: Path) -> Iterator[list[str]]:
+    """The arguments of `sgd-sai` for each record."""
+    for model, rounds in MODELS.items():
+        for threads in (1, 2):
+            options = f"--device cpu --model {model} --threads {threads} --rounds {rounds}".split()
+            yield ["bench", *options, "--out", str(out / f"{model}-cpu-{threads}.json")]
 
 
 def main() -> None:
@@ -28,12 +37,9 @@ def main() -> None:
     )
     out: Path = parser.parse_args().out
     (ROOT / out).mkdir(parents=True, exist_ok=True)
-    for model, rounds in MODELS.items():
-        for threads in (1, 2):
-            options = f"--device cpu --model {model} --threads {threads} --rounds {rounds}".split()
-            record = out / f"{model}-cpu-{threads}.json"
-            # The command's own script, so that the record can be made again by what it names.
-            subprocess.run([COMMAND, "bench", *options, "--out", str(record)], check=True, cwd=ROOT)
+    for words in commands(out):
+        # The command's own script, so that the record can be made again by what it names.
+        subprocess.run([COMMAND, *words], check=True, cwd=ROOT)
 
 
 if __name__ == "__main__":

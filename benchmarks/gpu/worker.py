@@ -31,7 +31,8 @@ class Record:
 
     def __init__(self, stage: str, out: Path, *, dry: bool) -> None:
         """Nothing is written before the first row: an older record stays until then."""
-        words = f"python -m benchmarks.gpu --only {stage}" + " --dry-run" * dry
+        # With --force, since the record that says so is there.
+        words = f"python -m benchmarks.gpu --only {stage} --force --out {out}" + " --dry-run" * dry
         self._path = out / f"{stage}.json"
         self._begin = self._written = time.monotonic()
         self.stage = stage
