@@ -32,7 +32,9 @@ class Record:
     def __init__(self, stage: str, out: Path, *, dry: bool) -> None:
         """Nothing is written before the first row: an older record stays until then."""
         # With --force, since the record that says so is there.
-        words = f"python -m benchmarks.gpu --only {stage} --force --out {out}" + " --dry-run" * dry
+        words = f"python -m benchmarks.gpu --only {stage} --force" + " --dry-run" * dry
+        if not out.is_absolute():  # else it is a folder of this machine alone
+            words += f" --out {out}"
         self._path = out / f"{stage}.json"
         self._begin = self._written = time.monotonic()
         self.stage = stage
