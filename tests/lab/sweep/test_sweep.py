@@ -32,7 +32,7 @@ AXES = Axes(*GRID.values())
 
 def sweeping(out, *more):
     """The arguments of a small sweep of a real model."""
-    given = ["sweep", "--task", "cnn", "--optimizer", "sgd-sai", "--steps", "30", "--threads", "1"]
+    given = ["sweep", "--task", "cnn", "--optimizer", "sgd-sai", "--steps", "10", "--threads", "1"]
     return [*given, "--lr", "1,0.1", "--weight-decay", "0,1e-3", "--out", str(out), *more]
 
 
@@ -184,7 +184,7 @@ def test_it_goes_on_with_a_wider_grid_but_not_with_other_runs(tmp_path, capsys):
     assert main([*sweeping(out, "--steps", "3", "--resume")]) == 2
     assert "steps 2, not 3" in capsys.readouterr().err
     assert main([*sweeping(tmp_path / "new", "--storage", f"sqlite:///{out / 'sweep.db'}")]) == 2
-    assert "has runs with steps 2, not 30" in capsys.readouterr().err
+    assert "has runs with steps 2, not 10" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_is_one_line_and_the_others_go_on(tmp_path, capsys):

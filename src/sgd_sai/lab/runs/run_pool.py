@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ class RunPool:
         steps, stop = context.Queue(), context.Event()
         waiting = list(reversed(planned))
         running: dict[str, tuple[Future[Record], TaskID]] = {}
-        with ProcessPoolExecutor(jobs, context, _begin_worker, (steps, stop, os.getpid())) as pool:
+        with ProcessPoolExecutor(jobs, context, _begin_worker, (steps, stop)) as pool:
             try:
                 while waiting or running:
                     while waiting and len(running) < jobs:
@@ -118,29 +119,38 @@ def _name(config: RunConfig) -> str:
     return f"{config.task} · {OPTIMIZERS[config.optimizer].label} · seed {config.seed}"
 
 
-def _begin_worker(steps: Any, stop: Any, parent: int) -> None:
+def _begin_worker(steps: Any, stop: Any) -> None:
     """Ctrl-C reaches every process of a terminal; the parent alone acts on it, and tells by `stop`."""
     global _channel
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     steps.cancel_join_thread()  # nobody may be listening any more when this process ends
-    _channel = steps, stop, parent
+    _channel = steps, stop
+    end_with_parent()
 
 
-_channel: tuple[Any, Any, int]
+_channel: tuple[Any, Any]
 
 
-def end_without(parent: int) -> None:
-    """End this process if its parent is gone: another may go on with its run."""
-    if os.getppid() != parent:
+def end_with_parent() -> None:
+    """From now on, end this process when its parent is gone: another may go on with its run.
+
+    Also while it waits for a run: whoever waits on the pipe of a parent that was killed would wait forever.
+    """
+    parent = parent_process()
+    assert parent is not None
+
+    def end() -> None:
+        parent.join()
         os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def _train(planned: PlannedRun) -> Record:
-    """Carry out one run, in a process of its own, which ends with its parent."""
-    steps, stop, parent = _channel
+    """Carry out one run, in a process of its own."""
+    steps, stop = _channel
 
     def watch(step: int, loss: float, lr: float) -> None:
-        end_without(parent)
         if stop.is_set():
             raise KeyboardInterrupt
         steps.put((str(planned.folder), step, loss, lr))

@@ -7,7 +7,6 @@ each machine that takes part, one process claims points and tells results, and `
 from __future__ import annotations
 
 import argparse
-import os
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -26,7 +25,7 @@ from sgd_sai.lab import arguments, provenance
 from sgd_sai.lab.reading import read_runs
 from sgd_sai.lab.records import Record, RunConfig
 from sgd_sai.lab.runs import runner
-from sgd_sai.lab.runs.run_pool import end_without, outcome
+from sgd_sai.lab.runs.run_pool import end_with_parent, outcome
 from sgd_sai.lab.sweep import page
 from sgd_sai.lab.sweep.axes import Axes, Point
 from sgd_sai.lab.sweep.trials import Trials, alone, point_of
@@ -104,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _complete(trials: Trials, first: RunConfig, out: Path, jobs: int, growths: int) -> int:
     """Train the points that are left, `jobs` at a time, on a grid that may grow; return how many failed."""
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), end_with_parent) as pool:
         while True:
             _run_all(trials, first, out, jobs, pool)
             grown = trials.axes.grown(trials.best) if trials.best else None
@@ -125,7 +124,7 @@ def _run_all(trials: Trials, first: RunConfig, out: Path, jobs: int, pool: Proce
         while len(running) < jobs and (claimed := trials.claim()):
             trial, point = claimed
             config = _at(first, point)
-            running[pool.submit(_train, config, _folder(config, out), os.getpid())] = trial
+            running[pool.submit(_train, config, _folder(config, out))] = trial
         if not running:
             return
         ended, _ = wait(running, timeout=BEAT, return_when=FIRST_COMPLETED)
@@ -177,9 +176,9 @@ def _check_resumable(config: RunConfig, axes: Axes, out: Path) -> None:
             raise CommandError(str(error)) from None
 
 
-def _train(config: RunConfig, folder: Path, parent: int) -> Record:
-    """One run, in a process of its own, which ends with its parent."""
-    return runner.train(config, folder, None, lambda *_: end_without(parent))
+def _train(config: RunConfig, folder: Path) -> Record:
+    """One run, in a process of its own."""
+    return runner.train(config, folder, None, lambda *_: None)
 
 
 def _decay(given: str) -> float:
