@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-# Read once, when torch is imported, here and in each process that a test starts. pytest-xdist runs one worker per
-# core, so one thread is for each of them: threads that wait for each other on a busy machine are several times as
-# slow as one. Where a test asks for two, the one that waits is not to keep the other from its core.
+# Read once, when torch is imported, here and in each process that a test starts. pytest-xdist runs one worker
+# per core, so one thread is for each of them: threads that wait for each other on a busy machine are several
+# times as slow as one. Where a test asks for two, the one that waits is not to keep the other from its core.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
