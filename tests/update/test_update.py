@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import lru_cache
 from types import ModuleType
 
 import pytest
@@ -23,13 +24,20 @@ MIXES = {
 }
 
 
-def tensors(mix: str, momentum: float) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
+@lru_cache(1)  # they are large, and each test wants its mix often
+def drawn(mix: str) -> list[list[Tensor]]:
+    """Parameters, gradients and momenta."""
     generator = torch.Generator().manual_seed(0)
     lists = [[torch.randn(s, generator=generator).to(dtype) for s in SHAPES] for dtype in MIXES[mix]]
     for of_kind in lists:  # the last one in another memory order
         of_kind[-1] = of_kind[-1].to(memory_format=torch.channels_last)
-    params, grads, momenta = lists
-    grads[3] = grads[3].T.contiguous().T  # and one gradient in an order of its own
+    lists[1][3] = lists[1][3].T.contiguous().T  # and one gradient in an order of its own
+    return lists
+
+
+def tensors(mix: str, momentum: float) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
+    params, grads, momenta = ([tensor.clone() for tensor in of_kind] for of_kind in drawn(mix))
+    assert grads[3].stride() == drawn(mix)[1][3].stride() != grads[3].contiguous().stride()
     return params, grads, momenta if momentum else [None] * len(params)
 
 
