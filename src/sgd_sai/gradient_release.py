@@ -11,6 +11,7 @@ import weakref
 from functools import partial
 from typing import Any, NoReturn, cast
 
+import torch
 from torch import Tensor, nn
 
 from sgd_sai import first_gradient
@@ -133,6 +134,7 @@ def _is_at(param: Tensor, groups: list[Group], number: int, index: int) -> bool:
     return groups[number]["params"][index] is param
 
 
+@torch._disable_dynamo  # type: ignore[attr-defined]  # compiled autograd reorders what a hook writes
 def _accumulated(this: weakref.ref[GradientRelease], param: Tensor) -> None:
     if (release := this()) is not None:
         release.accumulated(param)
