@@ -58,6 +58,11 @@ class Columns(NamedTuple):
     scales: Sequence[float]
     roundings: Sequence[Rounding]
 
+    @property
+    def narrow(self) -> bool:
+        """True if a momentum has 8 bits, or a parameter is not rounded to nearest."""
+        return Momentum8 in map(type, self.momenta) or set(map(type, self.roundings)) != {type(None)}
+
 
 def columns_of(blocks: Sequence[Block], group: Group) -> Columns:
     """The columns of those blocks that do not rest."""

@@ -231,6 +231,7 @@ class SGDSaI(Optimizer):
                     "lr": _lr_of(group, compiling),
                     "step": step,
                     "group": group,
+                    "narrow": columns.narrow,
                     "compiling": compiling,
                     "amp": {key: getattr(self, key, None) for key in ("grad_scale", "found_inf")},
                     "cache": self._tables.setdefault(tables, {}),

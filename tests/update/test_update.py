@@ -92,5 +92,5 @@ def test_fused_on_a_device_without_triton() -> None:
     with pytest.raises(RuntimeError, match="fused=True requires Triton, which is unavailable on meta"):
         update(
             [θ], [g], [None], [1.0], [None],
-            lr=0.1, step=1, group=group, compiling=False, amp={}, cache={},
+            lr=0.1, step=1, group=group, narrow=False, compiling=False, amp={}, cache={},
         )  # fmt: skip

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sgd_sai.kernels.tables import available
 from sgd_sai.options import Group
-from sgd_sai.quantized import Momentum, Momentum8
+from sgd_sai.quantized import Momentum
 from sgd_sai.rounding import Rounding
 from sgd_sai.update import cpu, foreach, quantized, reference, triton_launch
 from sgd_sai.update.pieces import check_shapes
@@ -38,6 +38,7 @@ def update(
     lr: float | Tensor,
     step: int | Tensor,
     group: Group,
+    narrow: bool,
     compiling: bool,
     amp: dict[str, Tensor | None],
     cache: dict[str, Any],
@@ -47,6 +48,7 @@ def update(
     Args:
         params, grads, momenta, scales, roundings, lr, step: as `reference.update` and `quantized.update`.
         group: the options.
+        narrow: True if a momentum has 8 bits, or a parameter is not rounded to nearest.
         compiling: True while torch.compile traces the step.
         amp, cache: for `triton_launch.update`: what a GradScaler hands over, and where its tables are kept.
     """
@@ -54,7 +56,6 @@ def update(
         wide = torch.float64 if any(p.dtype == torch.float64 for p in params) else torch.float32
         lr = lr.to(torch.promote_types(lr.dtype, wide))  # or 1 − λη would be rounded to its fewer bits
     options = {name: group[name] for name in ("momentum", "weight_decay", "maximize")}
-    narrow = any(isinstance(m, Momentum8) for m in momenta) or any(r is not None for r in roundings)
     for of_device in _by_device_type(params, grads, momenta, scales, roundings):
         way = _choose(of_device[0][0], group, compiling, narrow)
         if way is reference.update and not compiling:
@@ -70,10 +71,7 @@ def update(
 
 
 def _choose(param: Tensor, group: Group, compiling: bool, narrow: bool) -> Update:
-    """The way that the user asked for; None means the fastest there is.
-
-    `narrow`: the momentum has 8 bits, or parameters are not rounded to nearest.
-    """
+    """The way that the user asked for; None means the fastest there is."""
     if group["differentiable"]:
         return reference.update
     if compiling or group["foreach"]:

@@ -44,7 +44,12 @@ def update(
     η = float(lr)
     tiny: dict[torch.dtype, list[int]] = {}
     fusable = repeat(True) if _all_plain(params, grads, momenta) else map(_fusable, params, grads, momenta)
-    for i, (θ, size, fused) in enumerate(zip(params, map(Tensor.numel, params), fusable, strict=False)):
+    sizes = list(map(Tensor.numel, params))
+    kept = [m for m in momenta if m is not None]
+    if sizes != list(map(Tensor.numel, grads)) or (kept and sizes != list(map(Tensor.numel, kept))):
+        # The fused kernel trusts that they are alike, and would write beyond the end of a smaller one.
+        raise RuntimeError("a parameter, its gradient and its momentum have different shapes")
+    for i, (θ, size, fused) in enumerate(zip(params, sizes, fusable, strict=False)):
         if fused and size <= _TINY:
             tiny.setdefault(θ.dtype, []).append(i)
         elif fused:
@@ -120,8 +125,6 @@ def _tiny(
     The fused kernel would start some for each tensor; where there are none to start, it is the faster one.
     """
     alone = torch.get_num_threads() == 1
-    if not _equal_sizes(θs, gs, ms):
-        raise RuntimeError("a parameter, its gradient and its momentum have different shapes")
     zero, one = (torch.full((), value, dtype=θs[0].dtype, device="cpu") for value in (0.0, 1.0))
     if maximize:
         gs = list(torch._foreach_neg(gs))
@@ -134,12 +137,6 @@ def _tiny(
     elif λη:
         torch._foreach_lerp_(θs, [zero] * len(θs), λη)  # θ + λη (0 − θ); a product costs four times this
     torch._foreach_addcmul_(θs, ms or gs, [one] * len(θs), [-ηG for ηG in ηGs])
-
-
-def _equal_sizes(θs: list[Tensor], gs: list[Tensor], ms: list[Tensor]) -> bool:
-    """The fused kernel trusts that they are, and would write beyond the end of a smaller one."""
-    sizes = list(map(Tensor.numel, θs))
-    return all(list(map(Tensor.numel, tensors)) == sizes for tensors in (gs, ms) if tensors)
 
 
 def _all_plain(*lists: Sequence[Tensor | None]) -> bool:
