@@ -22,7 +22,7 @@ from sgd_sai.messages import listed, name_of, warn
 from sgd_sai.names import in_order_of
 from sgd_sai.options import RULES, STATE_DTYPES, Group, check_options, check_param, is_given
 from sgd_sai.quantized import create_momentum8
-from sgd_sai.state import EMPTY, create_momentum, gsnr_keys
+from sgd_sai.state import EMPTY, create_momentum, gsnr_keys, known_normalizers
 
 #: In a saved state alone: whether the momentum has begun, or m₁ will be the next gradient. It is there with
 #: `measure_first`, and where momentum was 0 until now.
@@ -127,13 +127,12 @@ def fitted(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any
                 fresh.append(name_of(group, index))
     if state and fresh:  # not an error: it may have been frozen until now
         warn(f"state_dict: lacks {len(fresh)} of the trained parameters, which begin anew: {listed(fresh)}")
-    for normalizer in ("gsnr_max", "gsnr_rms"):  # a group may have been added after the first step
-        known = max((completed[normalizer] for completed in fitting), default=UNLATCHED)
-        if known == UNLATCHED and normalizer == "gsnr_max":  # release 1.0.3 keeps none
-            raws = [entries[key] for entries in state.values() for key in entries if key.startswith("gsnr")]
-            known = max((raw for raw in raws if raw != EMPTY), default=UNLATCHED)
-        for completed in fitting:
-            completed[normalizer] = known
+    known = known_normalizers(fitting)
+    if known["gsnr_max"] == UNLATCHED:  # release 1.0.3 keeps none
+        raws = [entries[key] for entries in state.values() for key in entries if key.startswith("gsnr")]
+        known["gsnr_max"] = max((raw for raw in raws if raw != EMPTY), default=UNLATCHED)
+    for completed in fitting:
+        completed.update(known)
     return {**state_dict, "state": state, "param_groups": fitting}
 
 

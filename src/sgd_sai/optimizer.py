@@ -20,7 +20,14 @@ from sgd_sai.gsnr import UNLATCHED, Rule, check_dense
 from sgd_sai.messages import name_of
 from sgd_sai.options import Group, check_leaves, check_options, check_param, check_params
 from sgd_sai.several_optimizers import remember
-from sgd_sai.state import check_shapes, create_buffers, create_state, is_unlatched
+from sgd_sai.state import (
+    NORMALIZERS,
+    check_resized,
+    create_buffers,
+    create_state,
+    is_unlatched,
+    known_normalizers,
+)
 from sgd_sai.update import unscales, update
 
 if TYPE_CHECKING:
@@ -150,8 +157,7 @@ class SGDSaI(Optimizer):
             "split": split,
             "state_dtype": state_dtype,
             "rounding": rounding,
-            "gsnr_max": UNLATCHED,
-            "gsnr_rms": UNLATCHED,
+            **dict.fromkeys(NORMALIZERS, UNLATCHED),
             "rounding_step": 0,
         }
         self._tables: dict[tuple[int, int], dict[str, Any]] = {}  # of addresses on a GPU; no state
@@ -173,9 +179,7 @@ class SGDSaI(Optimizer):
             check_params(param_group, self.defaults, self.param_groups, self.process_group)
             # Each group has steps of its own, of 32 bits, or equal places would be rounded alike.
             param_group.setdefault("rounding_step", len(self.param_groups) << 32)
-            for key in ("gsnr_max", "gsnr_rms"):  # those of the first latch, if that has been
-                known = [group[key] for group in self.param_groups]
-                param_group.setdefault(key, max(known, default=UNLATCHED))
+            param_group = {**known_normalizers(self.param_groups), **param_group}
         super().add_param_group(param_group)
         self._plain |= not all(isinstance(p, nn.Parameter) for p in self.param_groups[-1]["params"])
 
@@ -207,7 +211,7 @@ class SGDSaI(Optimizer):
                 try:
                     update(*columns, **arguments)
                 except (RuntimeError, ValueError):
-                    check_shapes(arguments["group"], self.state)
+                    check_resized(arguments["group"], self.state)
                     raise
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # bookkeeping stays Python; torch.compile is given the arithmetic

@@ -42,6 +42,10 @@ class Option(NamedTuple):
     is_kind: Callable[[Any], bool]
     holds: Callable[[Any], bool]
 
+    def allows(self, given: Any) -> bool:
+        """True for a value that the option may have."""
+        return self.is_kind(given) and self.holds(given)
+
 
 def is_given(scale: object) -> TypeGuard[Mapping[str, float]]:
     """True for the option `scale` as raw G_snr by the names of parameters."""
@@ -253,9 +257,8 @@ def check_options(options: Group) -> None:
     """
     for name, option in OPTIONS.items():
         given = options[name]
-        right = option.is_kind(given)
-        if not right or not option.holds(given):
-            error = ValueError if right else TypeError
+        if not option.allows(given):
+            error = ValueError if option.is_kind(given) else TypeError
             raise error(f"{name}: given {_shown(given)}; allowed: {option.allowed}")
     for conflict in CONFLICTS:
         if conflict.arises(options):

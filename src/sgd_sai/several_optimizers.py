@@ -13,8 +13,10 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
+from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.messages import warn
 from sgd_sai.options import Group
+from sgd_sai.state import known_normalizers
 
 if TYPE_CHECKING:
     from sgd_sai.optimizer import SGDSaI
@@ -72,7 +74,7 @@ def _count_blocks(optimizer: SGDSaI) -> int:
 def _waits_beside(optimizer: SGDSaI, other: SGDSaI) -> bool:
     """True if `other` has gradients, but no divisor, and is not a copy of the optimizer for comparison."""
     params = [param for group in other.param_groups for param in group["params"]]
-    if other is optimizer or any(group["gsnr_max"] > 0 for group in other.param_groups):
+    if other is optimizer or known_normalizers(other.param_groups)["gsnr_max"] != UNLATCHED:
         return False
     if not any(map(_divides_by_its_own, other.param_groups)) or all(param.grad is None for param in params):
         return False

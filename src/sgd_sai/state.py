@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ from sgd_sai.quantized import create_momentum8, fits_8_bits
 
 #: The g-SNR of a block without elements: it neither waits for a scale nor needs a normaliser.
 EMPTY = 0.0
+
+#: What a group knows once the first blocks have latched, −1 before: see `SGDSaI`.
+NORMALIZERS = ("gsnr_max", "gsnr_rms")
 
 #: A parameter's entry in `optimizer.state`.
 State = dict[str, Any]
@@ -71,7 +74,12 @@ def gsnr_of_group(group: Group, states: Mapping[Tensor, State]) -> float:
     return UNLATCHED
 
 
-def check_shapes(group: Group, states: Mapping[Tensor, State]) -> None:
+def known_normalizers(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The normalisers that any of the groups knows; one that was added since the first latch may not."""
+    return {key: max((group[key] for group in groups), default=UNLATCHED) for key in NORMALIZERS}
+
+
+def check_resized(group: Group, states: Mapping[Tensor, State]) -> None:
     """Raise for the first parameter of another shape than its gradient or its buffers: it was resized."""
     for index, param in enumerate(group["params"]):
         state = states.get(param, {})

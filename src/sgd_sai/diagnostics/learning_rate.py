@@ -48,7 +48,7 @@ def convert_lr(
         (0.768, 0.00013020833333333333)
     """
     for name, form in (("given", given), ("wanted", wanted)):
-        if not OPTIONS["normalize"].is_kind(form) or not OPTIONS["normalize"].holds(form):
+        if not OPTIONS["normalize"].allows(form):
             raise ValueError(f"{name}: given {form!r}; allowed: {OPTIONS['normalize'].allowed}")
     for name, value, least in (("lr", lr, "> 0"), ("weight_decay", weight_decay, "≥ 0")):
         if not (0.0 <= value < math.inf) or (name == "lr" and value == 0.0):
