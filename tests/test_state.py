@@ -447,8 +447,9 @@ def test_a_full_state_dict_takes_every_option() -> None:
     assert all(s["momentum_buffer"].dtype == torch.bfloat16 for s in other.state.values())
 
 
+@pytest.mark.parametrize("earlier", [False, True], ids=["", "as saved before"])
 @pytest.mark.parametrize("normalize", [True, "rms"])
-def test_resumes_after_a_late_larger_block_and_a_new_group(normalize: Any) -> None:
+def test_resumes_after_a_late_larger_block_and_a_new_group(normalize: Any, earlier: bool) -> None:
     """The divisors are those of the first step, whatever latched, or was added, since; bit for bit."""
 
     def made() -> tuple[list[nn.Parameter], SGDSaI]:
@@ -468,11 +469,15 @@ def test_resumes_after_a_late_larger_block_and_a_new_group(normalize: Any) -> No
     step(params, optimizer, 1, (0, 1))  # larger than the maximum, at which it is capped
     optimizer.add_param_group({"params": params[2:]})
     state = copy.deepcopy(optimizer.state_dict())
+    if earlier:  # a group that was added knew the divisors at its first latch only
+        state["param_groups"][1].update(gsnr_max=UNLATCHED, gsnr_rms=UNLATCHED)
     others, resumed = made()
     resumed.add_param_group({"params": others[2:]})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the new group has no state
         resumed.load_state_dict(state)
+    for key in ("gsnr_max", "gsnr_rms"):
+        assert {group[key] for group in resumed.param_groups} == {optimizer.param_groups[0][key]}
     with torch.no_grad():
         for q, p in zip(others, params, strict=True):
             q.copy_(p)
