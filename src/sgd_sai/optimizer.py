@@ -19,15 +19,9 @@ from sgd_sai.given_scales import check_names, check_whole
 from sgd_sai.gsnr import UNLATCHED, Rule, check_dense
 from sgd_sai.messages import name_of
 from sgd_sai.options import Group, check_leaves, check_options, check_param, check_params
+from sgd_sai.rounding import next_step
 from sgd_sai.several_optimizers import remember
-from sgd_sai.state import (
-    NORMALIZERS,
-    check_resized,
-    create_buffers,
-    create_state,
-    is_unlatched,
-    known_normalizers,
-)
+from sgd_sai.state import check_resized, create_buffers, create_state, is_unlatched, known_normalizers
 from sgd_sai.update import unscales, update
 
 if TYPE_CHECKING:
@@ -157,7 +151,7 @@ class SGDSaI(Optimizer):
             "split": split,
             "state_dtype": state_dtype,
             "rounding": rounding,
-            **dict.fromkeys(NORMALIZERS, UNLATCHED),
+            **known_normalizers(()),
             "rounding_step": 0,
         }
         self._tables: dict[tuple[int, int], dict[str, Any]] = {}  # of addresses on a GPU; no state
@@ -227,7 +221,7 @@ class SGDSaI(Optimizer):
         first_gradient.latch(self, [(g, blocks) for g, blocks in gathered if isinstance(blocks, list)])
         collected = []
         for group, blocks in gathered:
-            step = _next_step(group, compiling, alone=alone is not None)
+            step = next_step(group, compiling, alone=alone is not None)
             columns = columns_of(blocks, group) if isinstance(blocks, list) else blocks
             if columns.params:
                 tables = (id(group["params"][index or 0]), len(columns.params))
@@ -342,23 +336,6 @@ class SGDSaI(Optimizer):
 
 SGD_sai = SGDSaI
 """The name that the paper's tutorial and the authors' release use."""
-
-
-def _next_step(group: Group, compiling: bool, *, alone: bool) -> int | Tensor:
-    """The number of this step, for the bits of stochastic rounding; a parameter alone does not count it."""
-    last = group["rounding_step"]
-    if group["rounding"] != "stochastic":
-        return 0
-    # With lr = 0 nothing is rounded: torch.distributed.checkpoint takes such a step to create the state.
-    alone = alone or (not isinstance(group["lr"], Tensor) and group["lr"] == 0)
-    if group["capturable"] and group["params"] and not isinstance(last, Tensor):
-        # A CUDA graph would keep an integer.
-        last = group["rounding_step"] = torch.tensor(last, device=group["params"][0].device)
-    if isinstance(last, Tensor):
-        return last + 1 if alone else last.add_(1)
-    if not alone:
-        group["rounding_step"] = last + 1
-    return torch.tensor(last + 1, device="cpu") if compiling else last + 1
 
 
 def _lr_of(group: Group, compiling: bool) -> float | Tensor:

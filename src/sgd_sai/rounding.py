@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sgd_sai.options import Group
+
 
 class Noise(NamedTuple):
     """Stochastic rounding of a block.
@@ -28,6 +30,23 @@ class Noise(NamedTuple):
 #: How a block is rounded. None: to nearest. A tensor: to nearest, and what that lost is kept there, in θ's
 #: shape and dtype, for the next step to add. `Noise`: stochastically, to bfloat16.
 Rounding = Tensor | Noise | None
+
+
+def next_step(group: Group, compiling: bool, *, alone: bool) -> int | Tensor:
+    """The number of this step, for the bits of stochastic rounding; a parameter alone does not count it."""
+    last = group["rounding_step"]
+    if group["rounding"] != "stochastic":
+        return 0
+    # With lr = 0 nothing is rounded: torch.distributed.checkpoint takes such a step to create the state.
+    alone = alone or (not isinstance(group["lr"], Tensor) and group["lr"] == 0)
+    if group["capturable"] and group["params"] and not isinstance(last, Tensor):
+        # A CUDA graph would keep an integer.
+        last = group["rounding_step"] = torch.tensor(last, device=group["params"][0].device)
+    if isinstance(last, Tensor):
+        return last + 1 if alone else last.add_(1)
+    if not alone:
+        group["rounding_step"] = last + 1
+    return torch.tensor(last + 1, device="cpu") if compiling else last + 1
 
 
 def exactly(θ: Tensor, rounding: Rounding) -> Tensor:
