@@ -14,6 +14,9 @@ from torch import nn
 
 from sgd_sai import GSNRRecorder, SGDSaI, gradient_release
 
+#: The first gradient of `late` is that small.
+pytestmark = pytest.mark.filterwarnings("ignore:SGDSaI. eps")
+
 
 class Net(nn.Module):
     """A tied embedding, a norm, a fused weight, and a branch that starts at zero."""

@@ -56,6 +56,7 @@ def test_the_trajectory_does_not_depend_on_the_scale_of_the_loss(factor: float) 
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore:SGDSaI. eps")
 @pytest.mark.parametrize(("eps", "same"), [(0.0, True), (1e-8, False)])
 def test_a_small_block_depends_on_the_scale_of_the_loss_unless_eps_is_zero(eps: float, same: bool) -> None:
     moves = []

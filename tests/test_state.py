@@ -172,13 +172,13 @@ def other_shape(state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def no_momentum(state: dict[str, Any]) -> dict[str, Any]:
-    del state["state"][1]["momentum_buffer"]
-    return state
+def state_of_adamw(state: dict[str, Any]) -> dict[str, Any]:
+    """Options of the new run, as trainers have it that keep their own."""
+    return {**state, "state": of_adamw(state)["state"]}
 
 
-def no_gsnr(state: dict[str, Any]) -> dict[str, Any]:
-    del state["state"][2]["gsnr"]
+def state_of_a_split(state: dict[str, Any]) -> dict[str, Any]:
+    state["state"][2]["gsnr_1"] = 3.0
     return state
 
 
@@ -239,10 +239,12 @@ def truncated(state: dict[str, Any]) -> dict[str, Any]:
 
 
 MISFITS = {
-    of_adamw: "its groups|another optimizer|not those of SGDSaI",
-    of_sgd: "not those of SGDSaI",
-    of_rmsprop: "'alpha'.* and no 'normalize'; it is another optimizer's",
-    of_muon: "'nesterov'.* and no 'normalize'; it is another optimizer's",
+    of_adamw: r"is another optimizer's, since its groups lack \['momentum'\]",
+    of_sgd: r"is another optimizer's, since its groups lack \['eps'\].*begin with a new SGDSaI",
+    of_rmsprop: "is another optimizer's, since its groups have .*'alpha'",
+    of_muon: "is another optimizer's, since its groups have .*'nesterov'",
+    state_of_adamw: "holds no 'gsnr'; it is another optimizer's.*begin with a new SGDSaI",
+    state_of_a_split: r"parameter 2 of its group.*holds \['gsnr_1'\] where split=1 keeps \['gsnr'\]",
     gsnr_of_none: "parameter 2 of its group.*gsnr is None; allowed: a number",
     gsnr_of_many: r"parameter 2 of its group.*gsnr is a tensor of shape \(3,\)",
     complex_momentum: "momentum_buffer is of torch.complex64, the parameter of torch.float32",
@@ -257,8 +259,6 @@ MISFITS = {
     fewer_parameters: r"groups of \[3\] parameters; the optimizer has groups of \[4\]",
     fewer_groups: r"groups of \[\] parameters",
     other_shape: r"parameter 0 of its group.*momentum_buffer is \(3, 3\), the parameter \(20, 9\)",
-    no_momentum: "parameter 1 of its group.*lacks 'momentum_buffer'",
-    no_gsnr: r"parameter 2 of its group.*lacks \['gsnr'\]",
     truncated: r"has \['state'\]; it must have",
 }
 
@@ -329,7 +329,7 @@ def test_a_raw_state_that_goes_over_to_the_papers_form_descends() -> None:
     optimizer.step()
     torch.testing.assert_close(param.detach(), torch.full((4,), 0.9))
     optimizer.param_groups[0]["normalize"] = "rms"
-    with pytest.raises(ValueError, match="normalize: 'rms' divides by a number that no group has"):
+    with pytest.raises(ValueError, match="normalize: 'rms' divides by a number that the state lacks"):
         optimizer.step()
 
 

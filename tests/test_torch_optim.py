@@ -139,6 +139,7 @@ def test_groups_of_mixed_dtypes_and_missing_zero_and_empty_gradients(way: str) -
         torch.testing.assert_close(run(way), run("for-loop"))
 
 
+@pytest.mark.filterwarnings("ignore:SGDSaI. eps")
 def test_options_differ_between_groups() -> None:
     """Each group's lr, momentum, eps, decay and rule hold for it alone: three groups equal three runs."""
     options = [

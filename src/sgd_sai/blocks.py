@@ -13,7 +13,8 @@ from torch import Tensor
 from sgd_sai import gsnr
 from sgd_sai.distributed.layout import first_elements, is_spread, local, local_parts
 from sgd_sai.gsnr import UNLATCHED
-from sgd_sai.options import Group
+from sgd_sai.messages import name_of
+from sgd_sai.options import Group, check_param
 from sgd_sai.quantized import Momentum, Momentum8
 from sgd_sai.rounding import Noise, Rounding
 from sgd_sai.state import EMPTY, State, gsnr_keys, needs_compensation
@@ -29,6 +30,7 @@ class Block:
         whole_grad: the gradient of the whole parameter, laid out over ranks as the parameter is.
         state, key: where the block's raw G_snr is kept.
         index: the place of its parameter in the group.
+        fresh: True if the momentum was created in this step: it is zeros.
         rests: True if the block does not move in this step.
     """
 
@@ -40,6 +42,7 @@ class Block:
     state: State
     key: str
     index: int
+    fresh: bool = False
     rests: bool = False
 
     @property
@@ -71,7 +74,7 @@ def columns_of(blocks: Sequence[Block], group: Group) -> Columns:
         params=[block.param for block in moving],
         grads=[block.grad for block in moving],
         momenta=[block.momentum for block in moving],
-        scales=scales_of([block.gsnr for block in moving], group),
+        scales=scales_of([block.gsnr for block in moving], [block.state for block in moving], group),
         roundings=[block.rounding for block in moving],
     )
 
@@ -95,7 +98,7 @@ def plain_columns(
     if not params or None in of_params:
         return None
     raws = [state.get("gsnr", UNLATCHED) for state in of_params]
-    if UNLATCHED in raws:
+    if UNLATCHED in raws or None in raws:
         return None
     momenta: list[Any] = [None] * len(params)
     tensors = grads
@@ -108,11 +111,15 @@ def plain_columns(
         return None
     if not all(dtype.is_floating_point for dtype in {grad.dtype for grad in grads}):
         return None
-    if any("momentum_absmax" in state for state in of_params):
+    if group["state_dtype"] == "8bit" or any("momentum_absmax" in state for state in of_params):
         absmaxes = [state.get("momentum_absmax") for state in of_params]
+        if any((m.dtype == torch.int8) != (a is not None) for m, a in zip(momenta, absmaxes, strict=True)):
+            return None
         momenta = [m if a is None else Momentum8(m, a) for m, a in zip(momenta, absmaxes, strict=True)]
     roundings = _plain_roundings(places, params, of_params, group)
-    return None if roundings is None else Columns(params, grads, momenta, scales_of(raws, group), roundings)
+    if roundings is None:
+        return None
+    return Columns(params, grads, momenta, scales_of(raws, of_params, group), roundings)
 
 
 def _plain_roundings(
@@ -122,7 +129,7 @@ def _plain_roundings(
     if group["rounding"] == "nearest":
         return [None] * len(params)
     placed = list(zip(places, params, states, strict=True))
-    if any(needs_compensation(param, group) and "compensation" not in state for _, param, state in placed):
+    if any(needs_compensation(p, group) and state.get("compensation") is None for _, p, state in placed):
         return None
     return [_roundings(place, param, state, group, 1)[0] for place, param, state in placed]
 
@@ -161,28 +168,45 @@ def _roundings(index: int, param: Tensor, state: State, group: Group, parts: int
         return local_parts(state["compensation"], parts)
     if group["rounding"] == "stochastic" and param.dtype == torch.bfloat16:
         return [Noise(index, first) for first in first_elements(param, parts)]
+    if group["rounding"] == "stochastic" and param.dtype == torch.float16:  # since a `model.half()`
+        check_param(group, param, name_of(group, index))
     return [None] * parts
 
 
-def scales_of(raws: Sequence[float], group: Group) -> list[float]:
+def scales_of(raws: Sequence[float], states: Sequence[State], group: Group) -> list[float]:
     """The scales that multiply lr, from raw G_snr: G̃, or G_snr where the group is not normalised.
 
     A block without a scale has 0.
 
+    Args:
+        raws: the raw G_snr of some blocks.
+        states: the state of the parameter of each of them, which has its normalisers too.
+        group: the options.
+
     Raises:
-        ValueError: the group divides by a number that its state lacks.
+        ValueError: the group divides by a number that the state lacks.
     """
-    normalize = group["normalize"]
-    by = gsnr.divisor(normalize, group)
-    if by <= 0 and any(raw not in (UNLATCHED, EMPTY) for raw in raws):
+    form = group["normalize"]
+    if form is True or form == "rms":
+        key = "gsnr_max" if form is True else "gsnr_rms"
+        divisors = [state.get(key, UNLATCHED) for state in states]
+        if divisors and min(divisors) <= 0:
+            divisors = _only_where_needed(divisors, raws, form)
+    else:
+        divisors = [form or 1.0] * len(raws)
+    if form is True:
+        return [0.0 if G == UNLATCHED else gsnr.scale(G, N) for G, N in zip(raws, divisors, strict=True)]
+    return [0.0 if G == UNLATCHED else G / N for G, N in zip(raws, divisors, strict=True)]
+
+
+def _only_where_needed(divisors: list[float], raws: Sequence[float], form: str | bool) -> list[float]:
+    """The divisors, where some are missing: a block that has no scale, or no elements, needs none."""
+    if any(N <= 0 and G not in (UNLATCHED, EMPTY) for G, N in zip(raws, divisors, strict=True)):
         raise ValueError(
-            f"normalize: {normalize!r} divides by a number that no group has: the state was saved before "
-            "there was one, or all groups were replaced; allowed: the form in which it was saved, or groups "
-            "with the gsnr_max and gsnr_rms of those before"
+            f"normalize: {form!r} divides by a number that the state lacks: it was saved before there was "
+            "one; allowed: the form in which it was saved, or optimizer.measure_again()"
         )
-    if normalize is True:
-        return [0.0 if raw == UNLATCHED else gsnr.scale(raw, by) for raw in raws]
-    return [0.0 if raw == UNLATCHED else raw / by for raw in raws]
+    return [N if N > 0 else 1.0 for N in divisors]
 
 
 def start_momentum(momentum: Momentum, grad: Tensor, maximize: bool) -> None:

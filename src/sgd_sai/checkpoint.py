@@ -7,6 +7,7 @@ momentum to bfloat16. Momentum is therefore packed while torch places the state,
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from numbers import Real
@@ -22,7 +23,16 @@ from sgd_sai.messages import listed, name_of, warn
 from sgd_sai.names import in_order_of
 from sgd_sai.options import RULES, STATE_DTYPES, Group, check_options, check_param, is_given
 from sgd_sai.quantized import create_momentum8
-from sgd_sai.state import EMPTY, create_momentum, gsnr_keys, known_normalizers
+from sgd_sai.state import (
+    EMPTY,
+    NORMALIZERS,
+    UNKNOWN,
+    create_momentum,
+    gsnr_keys,
+    lacks_momentum,
+    normalizers_of,
+    told_normalizers,
+)
 
 #: In a saved state alone: whether the momentum has begun, or m₁ will be the next gradient. It is there with
 #: `measure_first`, and where momentum was 0 until now.
@@ -55,7 +65,7 @@ def portable(state_dict: dict[str, Any], groups: list[Group]) -> dict[str, Any]:
 
 def _with_momentum(entries: dict[str, Any], param: Tensor, group: Group) -> dict[str, Any]:
     """A parameter's state with its momentum, also where the optimizer has none yet; see `BEGUN`."""
-    begun = "momentum_buffer" in entries
+    begun = not lacks_momentum(entries, group)
     if group["momentum"] == 0 or (begun and not group["measure_first"]):
         return entries
     completed = {**entries, BEGUN: begun}
@@ -82,14 +92,43 @@ class _Kept:
 
 
 def unpack(state: MutableMapping[Tensor, dict[str, Any]], groups: list[Group]) -> None:
-    """Put packed tensors back, on their parameter's device or devices and in their own dtype, and rules."""
-    for param, entries in state.items():
-        for key, value in entries.items():
-            if isinstance(value, _Packed):
-                entries[key] = laid_out_as(value.tensor, param).to(param.device)
+    """Put packed tensors back, on their parameter's device or devices and in their own dtype, and rules.
+
+    Then every scale has its normalisers beside it, and the groups are told them.
+    """
     for group in groups:
+        for param in group["params"]:
+            for key, value in state.get(param, {}).items():
+                if isinstance(value, _Packed):
+                    state[param][key] = laid_out_as(value.tensor, param).to(param.device)
         if isinstance(group["scale"], _Kept):
             group["scale"] = group["scale"].rule
+    _settle_normalizers(state, groups)
+
+
+def _settle_normalizers(state: Mapping[Tensor, dict[str, Any]], groups: list[Group]) -> None:
+    """States of before kept the normalisers in the groups alone; release 1.0.3 has none."""
+    known = normalizers_of(groups, state)
+    if known["gsnr_max"] == UNLATCHED:
+        known = told_normalizers(groups)
+    scaled = [
+        (param, raws)
+        for group in groups
+        for param in group["params"]
+        if (raws := [raw for key in gsnr_keys(group["split"]) if (raw := _of(state, param, key)) > 0.0])
+    ]
+    if known["gsnr_max"] == UNLATCHED:
+        known["gsnr_max"] = max((max(raws) for _, raws in scaled), default=UNLATCHED)
+    for param, _ in scaled:
+        if state[param].get("gsnr_max", UNLATCHED) == UNLATCHED:
+            state[param].update(known)
+    for group in groups:
+        group.update(known)
+
+
+def _of(state: Mapping[Tensor, dict[str, Any]], param: Tensor, key: str) -> float:
+    raw: float | None = state.get(param, {}).get(key)
+    return UNLATCHED if raw is None else raw
 
 
 def fitted(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,15 +150,23 @@ def fitted(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any
             raise ValueError(f"state_dict: {error}") from None
         completed["scale"] = _Kept(completed["scale"])
     state = dict(state_dict["state"])
-    unknown = set(state) - {number for group in fitting for number in group["params"]}
+    numbers = {number for group in fitting for number in group["params"]}
+    # Where parameters are numbered, a name is an entry of another tool for the whole model.
+    unknown = {key for key in state.keys() - numbers if any(isinstance(n, type(key)) for n in numbers)}
     if unknown:
         raise ValueError(f"state_dict: has state of {sorted(map(str, unknown))}, which are in no group")
+    if not all(isinstance(entries, Mapping) for key, entries in state.items() if key in numbers):
+        raise ValueError("state_dict: its 'state' is not a dict of dicts, one for each parameter")
+    if any(state.values()) and not any(_has_gsnr(entries) for entries in state.values()):
+        raise ValueError(f"state_dict: holds no 'gsnr'; it is another optimizer's. {_WHAT_THEN}")
     fresh = []
     for old, group in zip(fitting, groups, strict=True):
         for index, (number, param) in enumerate(zip(old["params"], group["params"], strict=True)):
             if number in state:
                 try:
                     check_param(old, param, "it")
+                    if param.requires_grad and not set(state[number]) & set(gsnr_keys(old["split"])):
+                        fresh.append(name_of(group, index))
                     state[number] = _fitted_state(state[number], param, old)
                 except ValueError as error:
                     raise ValueError(f"state_dict: {name_of(group, index)}: {error}") from None
@@ -127,12 +174,6 @@ def fitted(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any
                 fresh.append(name_of(group, index))
     if state and fresh:  # not an error: it may have been frozen until now
         warn(f"state_dict: lacks {len(fresh)} of the trained parameters, which begin anew: {listed(fresh)}")
-    known = known_normalizers(fitting)
-    if known["gsnr_max"] == UNLATCHED:  # release 1.0.3 keeps none
-        raws = [entries[key] for entries in state.values() for key in entries if key.startswith("gsnr")]
-        known["gsnr_max"] = max((raw for raw in raws if raw != EMPTY), default=UNLATCHED)
-    for completed in fitting:
-        completed.update(known)
     return {**state_dict, "state": state, "param_groups": fitting}
 
 
@@ -143,7 +184,7 @@ def _check_containers(state_dict: Mapping[str, Any]) -> None:
     if not {"state", "param_groups"} <= set(state_dict):
         raise ValueError(f"state_dict: has {sorted(state_dict)}; it must have 'state' and 'param_groups'")
     state, groups = state_dict["state"], state_dict["param_groups"]
-    if not isinstance(state, Mapping) or not all(isinstance(of, Mapping) for of in state.values()):
+    if not isinstance(state, Mapping):
         raise ValueError("state_dict: its 'state' is not a dict of dicts, one for each parameter")
     if not isinstance(groups, list | tuple) or not all(
         isinstance(group, Mapping) and isinstance(group.get("params"), list | tuple) for group in groups
@@ -157,23 +198,24 @@ _STATE_DTYPES = {str(dtype): dtype for dtype in STATE_DTYPES}
 _FOREIGN = {"foreach", "maximize", "differentiable", "capturable", "nesterov", "betas", "alpha", "dampening"}
 
 
+_WHAT_THEN = (
+    "SGDSaI cannot go on from it. Allowed: load the weights of the model alone, and begin with a new SGDSaI, "
+    "whose lr transfer_lr finds from that of AdamW"
+)
+
+
 def _fitted_group(saved: Mapping[str, Any], group: Group) -> Group:
     """The saved options, completed from the optimizer's own where they are older than an option."""
-    if "eps" not in saved or not {"lr", "momentum", "weight_decay"} <= set(saved):
-        raise ValueError(
-            f"state_dict: a group has the options {sorted(saved)}, which are not those of SGDSaI"
-        )
-    if "normalize" not in saved and _FOREIGN & set(saved):
-        raise ValueError(
-            f"state_dict: a group has the options {sorted(_FOREIGN & set(saved))} and no 'normalize'; it is "
-            "another optimizer's"
-        )
+    lacks = {"lr", "momentum", "weight_decay", "eps"} - set(saved)
+    if lacks or ("normalize" not in saved and _FOREIGN & set(saved)):
+        why = f"lack {sorted(lacks)}" if lacks else f"have {sorted(_FOREIGN & set(saved))}"
+        raise ValueError(f"state_dict: is another optimizer's, since its groups {why}; {_WHAT_THEN}")
     if "normalize" not in saved:  # release 1.0.3, whose lr multiplies the raw, unbiased G_snr
-        saved = {"normalize": False, "unbiased": True, "measure_first": False, "gsnr_max": UNLATCHED, **saved}
+        saved = {"normalize": False, "unbiased": True, "measure_first": False, **saved}
         saved = {"scale": "gsnr", "blocks": "tensor", "split": 1, "maximize": False, **saved}
     # older states are as they are
-    saved = {"state_dtype": None, "rounding": "nearest", "gsnr_rms": UNLATCHED, **saved}
-    completed = {**group, **saved}
+    saved = {"state_dtype": None, "rounding": "nearest", **saved}
+    completed = {**group, **UNKNOWN, **saved}
     if "param_names" in group:  # as they are here, with or without what wrappers put into them
         completed["param_names"] = group["param_names"]
     completed["state_dtype"] = _STATE_DTYPES.get(completed["state_dtype"], completed["state_dtype"])
@@ -186,20 +228,32 @@ def _fitted_group(saved: Mapping[str, Any], group: Group) -> Group:
     return completed
 
 
+#: The names of G_snr in a parameter's state.
+_GSNR = re.compile(r"gsnr(_\d+)?")
+#: The tensors that a parameter's state may have.
+_BUFFERS = ("momentum_buffer", "momentum_absmax", "compensation")
+
+
+def _has_gsnr(entries: object) -> bool:
+    return isinstance(entries, Mapping) and any(_GSNR.fullmatch(str(name)) for name in entries)
+
+
 def _fitted_state(saved: Mapping[str, Any], param: Tensor, group: Group) -> dict[str, Any]:
     keys = gsnr_keys(group["split"])
-    foreign = set(saved) - {"momentum_buffer", "momentum_absmax", "compensation", BEGUN, *keys}
-    if foreign:
-        raise ValueError(f"holds {sorted(foreign)}, which SGDSaI does not keep; it is another optimizer's")
-    missing = set(keys) - set(saved)
-    if missing:
-        raise ValueError(f"lacks {sorted(missing)}")
-    if "momentum_buffer" not in saved and group["momentum"] != 0 and not group["measure_first"]:
-        raise ValueError("lacks 'momentum_buffer'")
+    others = {name for name in saved if _GSNR.fullmatch(str(name))}.difference(keys)
+    if others:
+        raise ValueError(f"holds {sorted(others)} where split={group['split']} keeps {list(keys)}")
     fitting: dict[str, Any] = {
-        key: _latched_or_not(key, saved[key]) if param.numel() else EMPTY for key in keys
+        key: _latched_or_not(key, saved[key]) if param.numel() else EMPTY for key in keys if key in saved
     }
-    tensors = {name: saved[name] for name in saved if name not in (BEGUN, *keys)}
+    for key in NORMALIZERS:
+        if key in saved and any(fitting.get(of, UNLATCHED) != UNLATCHED for of in keys):
+            fitting[key] = _latched_or_not(key, saved[key])
+    tensors = {name: saved[name] for name in _BUFFERS if saved.get(name) is not None}
+    if "momentum_buffer" not in tensors:  # reset by another tool
+        tensors.pop("momentum_absmax", None)
+    ours = {*keys, *NORMALIZERS, *_BUFFERS, BEGUN}
+    fitting.update({name: value for name, value in saved.items() if name not in ours})  # of other tools
     in_8_bits = getattr(tensors.get("momentum_buffer"), "dtype", None) == torch.int8
     if in_8_bits != ("momentum_absmax" in tensors):
         raise ValueError(

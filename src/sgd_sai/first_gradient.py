@@ -1,8 +1,9 @@
 """The first gradient: until every block has its scale, each step measures those that lack one.
 
 A block *latches* at its first finite, non-zero gradient: its raw G_snr is written to its state and never
-changes again. The step at which the first blocks latch also fixes the normalisers of the whole model: the
-largest G_snr, and the divisor of "rms".
+changes again, unless the user asks for it. The step at which the first blocks latch also fixes the
+normalisers of the whole model: the largest G_snr, and the divisor of "rms". Every block keeps them beside its
+G_snr.
 """
 
 from __future__ import annotations
@@ -13,17 +14,26 @@ from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor
 
-from sgd_sai import gsnr
+from sgd_sai import advice, gsnr
 from sgd_sai.blocks import Block, start_momentum
 from sgd_sai.cuda_graph import capturing
 from sgd_sai.distributed.collectives import gather_over_ranks
-from sgd_sai.distributed.layout import part_of
+from sgd_sai.distributed.layout import Part, part_of
 from sgd_sai.given_scales import given_gsnr
-from sgd_sai.gsnr import UNLATCHED, Moments
-from sgd_sai.messages import listed, name_of, warn
+from sgd_sai.gsnr import UNLATCHED, Moments, has_data
+from sgd_sai.messages import name_of
 from sgd_sai.options import Group, is_given
-from sgd_sai.several_optimizers import warn_of_parts
-from sgd_sai.state import State, gsnr_of_group, is_unlatched
+from sgd_sai.quantized import Momentum, Momentum8
+from sgd_sai.state import (
+    NORMALIZERS,
+    UNKNOWN,
+    State,
+    create_gsnr,
+    gsnr_keys,
+    gsnr_of_group,
+    normalizers_of,
+    told_normalizers,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -37,14 +47,15 @@ def latch(optimizer: SGDSaI, gathered: Sequence[tuple[Group, Sequence[Block]]]) 
     """Give a scale to every unlatched block whose gradient allows it; `Block.rests` tells who stays.
 
     Args:
-        optimizer: the one that steps; its groups get the normalisers.
+        optimizer: the one that steps; its groups are told the normalisers.
         gathered: the blocks that have a gradient in this step, group by group.
 
     With a process group this is collective while the normalisers are unknown: every rank must call it, with
     blocks or without.
 
     Raises:
-        RuntimeError: a CUDA graph is being captured, in which the host cannot wait for a measurement.
+        RuntimeError: a CUDA graph is being captured, in which the host cannot wait for a measurement; or
+            gradients have no data that could be measured.
         ValueError: a scale rule gives no positive, finite number; no state has changed.
     """
     unlatched = [
@@ -59,27 +70,29 @@ def latch(optimizer: SGDSaI, gathered: Sequence[tuple[Group, Sequence[Block]]]) 
             f"SGDSaI: {len(unlatched)} block(s) without a scale in a CUDA graph capture, which cannot wait "
             "for their gradients; step until all are latched, then capture"
         )
-    moments = gsnr.measure(
-        [
-            [part_of(member.whole_grad, group["split"], member.grad) for member in members]
-            for group, members in unlatched
-        ]
-    )
+    moments = _measure(unlatched)
     # Every scale is known before the first is written: a rule that raises leaves the state as it was.
     raws = [
         _raw_gsnr(optimizer, group, members[0].index, of_block)
         for (group, members), of_block in zip(unlatched, moments, strict=True)
     ]
-    # So are the normalisers: a step that is cut off below must not leave some of another gradient.
-    first = _record_normalizers(optimizer, raws, moments)
+    first = not knows_normalizers(optimizer)
+    divisors = _normalizers(optimizer, raws, moments)
+    latched = [
+        advice.Latched(group, [member.index for member in members], raw, of_block)
+        for (group, members), of_block, raw in zip(unlatched, moments, raws, strict=True)
+        if raw != UNLATCHED
+    ]
+    begun = _begun(
+        [(group, members) for (group, members), raw in zip(unlatched, raws, strict=True) if raw != UNLATCHED]
+    )
     for (group, members), of_block, raw in zip(unlatched, moments, raws, strict=True):
         for member in members:
             if raw == UNLATCHED:
                 member.rests = not of_block.finite  # a gradient of zeros still decays the block
             else:
-                _freeze(member, raw, group)
-    if first:
-        _warn(optimizer)
+                _freeze(member, {member.key: raw, **divisors}, group, begun=id(member) in begun)
+    advice.of_latched(optimizer, latched, divisors["gsnr_max"], first=first)
 
 
 def latch_measured(optimizer: SGDSaI, measured: Mapping[Tensor, Moments]) -> None:
@@ -98,20 +111,57 @@ def latch_measured(optimizer: SGDSaI, measured: Mapping[Tensor, Moments]) -> Non
         _raw_gsnr(optimizer, group, places[0], of_block)
         for (group, places), of_block in zip(unlatched, moments, strict=True)
     ]
-    first = _record_normalizers(optimizer, raws, moments)
-    for (group, places), raw in zip(unlatched, raws, strict=True):
-        for index in places:
-            state = optimizer.state[group["params"][index]]
-            state.setdefault("gsnr", UNLATCHED)
-            if raw != UNLATCHED:
-                _freeze_before_momentum(state, "gsnr", raw)
-    if first:
-        _warn(optimizer)
+    first = not knows_normalizers(optimizer)
+    divisors = _normalizers(optimizer, raws, moments)
+    latched = []
+    for (group, places), raw, of_block in zip(unlatched, raws, moments, strict=True):
+        params = [group["params"][index] for index in places]
+        states = [create_gsnr(optimizer.state, param, group, plain=optimizer._plain) for param in params]
+        if raw != UNLATCHED:
+            latched.append(advice.Latched(group, places, raw, of_block))
+            held = [state.get("momentum_absmax", state.get("momentum_buffer")) for state in states]
+            for state, begun in zip(states, _hold_something(held), strict=True):
+                if not begun:
+                    _forget_momentum(state)
+                state.update({"gsnr": raw, **divisors})
+    advice.of_latched(optimizer, latched, divisors["gsnr_max"], first=first)
+
+
+def measure_again(optimizer: SGDSaI) -> None:
+    """Let every block lose its scale, and the model its normalisers; momenta stay."""
+    for group in optimizer.param_groups:
+        group.update(UNKNOWN)
+        for state in filter(None, map(optimizer.state.get, group["params"])):
+            for key in gsnr_keys(group["split"]):
+                if state.get(key, 0.0) > 0.0:  # a block without elements needs no scale
+                    state[key] = UNLATCHED
+            for key in NORMALIZERS:
+                state.pop(key, None)
+    optimizer._has_scales = False
+
+
+def normalizers(optimizer: SGDSaI) -> dict[str, float]:
+    """gsnr_max and gsnr_rms, −1 until the first blocks have latched, on any rank.
+
+    Raises:
+        ValueError: with a process group, the scales of this rank were thrown away.
+    """
+    own = normalizers_of(optimizer.param_groups, optimizer.state)
+    if optimizer.process_group is None or own["gsnr_max"] != UNLATCHED:
+        return own
+    told = told_normalizers(optimizer.param_groups)
+    if optimizer._has_scales and told["gsnr_max"] != UNLATCHED:
+        # Alone, this rank cannot know whether the others have lost theirs too.
+        raise ValueError(
+            "state: it has lost all scales of this rank, but the ranks of process_group share the "
+            "normalisers; allowed: optimizer.measure_again() on every rank"
+        )
+    return told
 
 
 def knows_normalizers(optimizer: SGDSaI) -> bool:
     """True once the first blocks have latched, on any rank."""
-    return any(group["gsnr_max"] != UNLATCHED for group in optimizer.param_groups)
+    return normalizers(optimizer)["gsnr_max"] != UNLATCHED
 
 
 def can_step_alone(optimizer: SGDSaI, group: Group) -> bool:
@@ -129,6 +179,24 @@ def _measured_together(members: list[_Member], group: Group) -> list[list[_Membe
     if group["blocks"] == "group":
         return [members] if members else []
     return [[member] for member in members]
+
+
+def _measure(unlatched: Sequence[tuple[Group, Sequence[Block]]]) -> list[Moments]:
+    """The moments of blocks; where gradients have no data, of gradients that are not zero."""
+    parts = [
+        [part_of(member.whole_grad, group["split"], member.grad) for member in members]
+        for group, members in unlatched
+    ]
+    if all(has_data(member.grad) for _, members in unlatched for member in members):
+        return gsnr.measure(parts)
+    for group, members in unlatched:
+        if group["normalize"] == "rms" or not (is_given(group["scale"]) or group["scale"] == "sqrt_d"):
+            raise RuntimeError(
+                f"SGDSaI: the gradient of {name_of(group, members[0].index)} has no data (meta device or "
+                "FakeTensorMode), so no g-SNR can be measured; allowed: scale='sqrt_d' or scales by name, "
+                "and normalize not 'rms'; `sgd-sai memory` tells what a step needs"
+            )
+    return [Moments(sum(part.n for part in of_block), 0.0, 1.0, 0) for of_block in parts]
 
 
 def _raw_gsnr(optimizer: SGDSaI, group: Group, index: int, moments: Moments) -> float:
@@ -154,37 +222,67 @@ def _raw_gsnr(optimizer: SGDSaI, group: Group, index: int, moments: Moments) -> 
     return raw
 
 
-def _freeze(block: Block, raw: float, group: Group) -> None:
+def _begun(latching: Sequence[tuple[Group, Sequence[Block]]]) -> set[int]:
+    """The ids of those blocks whose momentum goes on.
+
+    It was given by the user, or is kept by `measure_again`. A momentum of zeros waits for its first gradient.
+    """
+    given = [
+        (group, member)
+        for group, members in latching
+        for member in members
+        if not member.fresh and member.momentum is not None and has_data(member.grad)
+    ]
+    held = [part_of(member.whole_grad, group["split"], _values(member.momentum)) for group, member in given]
+    return {id(member) for (_, member), holds in zip(given, _hold_something(held), strict=True) if holds}
+
+
+def _values(momentum: Momentum) -> Tensor:
+    """A tensor that is zeros if the momentum is."""
+    assert momentum is not None
+    return momentum.absmax if isinstance(momentum, Momentum8) else momentum
+
+
+def _hold_something(tensors: Sequence[Tensor | Part | None]) -> list[bool]:
+    """True for each tensor with an element that is not 0; the host waits once, on all ranks."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    moments = iter(gsnr.measure([[tensor] for tensor in given]) if given else [])
+    return [tensor is not None and next(moments).total_sq != 0.0 for tensor in tensors]
+
+
+def _freeze(block: Block, entries: State, group: Group, *, begun: bool) -> None:
     """Freeze G_snr; m₁ is this step's gradient, or with `measure_first` the next one.
 
     The momentum first: a block that is frozen has one, also if there was no memory to go on.
     """
     if group["measure_first"]:
         block.rests = True
-        _freeze_before_momentum(block.state, block.key, raw)
-    else:
+        if not begun:
+            _forget_momentum(block.state)
+    elif not begun:
         start_momentum(block.momentum, block.grad, group["maximize"])
-        block.state[block.key] = raw
+    block.state.update(entries)
 
 
-def _freeze_before_momentum(state: State, key: str, raw: float) -> None:
-    """Freeze G_snr of a block whose m₁ is its next gradient: a buffer that is absent has not begun."""
+def _forget_momentum(state: State) -> None:
+    """A buffer that is absent begins with the next gradient."""
     state.pop("momentum_buffer", None)
-    state[key] = raw
+    state.pop("momentum_absmax", None)
 
 
-def _record_normalizers(optimizer: SGDSaI, raws: Sequence[float], moments: Sequence[Moments]) -> bool:
-    """Record the divisors of the scales at the first latch; True if this is it."""
-    if knows_normalizers(optimizer):
-        return False
-    latched = [pair for pair in zip(raws, moments, strict=True) if pair[0] != UNLATCHED]
-    first = _normalizers(optimizer.param_groups, latched, optimizer.process_group)
-    for group in optimizer.param_groups:
-        group.update(first)
-    return knows_normalizers(optimizer)
+def _normalizers(optimizer: SGDSaI, raws: Sequence[float], moments: Sequence[Moments]) -> dict[str, float]:
+    """The divisors of the scales: those of the first latch, which may be this one."""
+    known = normalizers(optimizer)
+    if known["gsnr_max"] == UNLATCHED:
+        latched = [pair for pair in zip(raws, moments, strict=True) if pair[0] != UNLATCHED]
+        known = _first_normalizers(optimizer.param_groups, latched, optimizer.process_group)
+        for group in optimizer.param_groups:
+            group.update(known)
+    optimizer._has_scales |= any(raw != UNLATCHED for raw in raws)
+    return known
 
 
-def _normalizers(
+def _first_normalizers(
     groups: list[Group], latched: list[tuple[float, Moments]], process_group: ProcessGroup | None
 ) -> dict[str, float]:
     """gsnr_max and gsnr_rms of the blocks that latch in this step, on all ranks of the process group."""
@@ -195,25 +293,7 @@ def _normalizers(
         of_ranks = gather_over_ranks(of_ranks[0], process_group)
     largest, total_sq, nonzero = zip(*of_ranks, strict=True)
     if max(largest) == UNLATCHED:
-        return {"gsnr_max": UNLATCHED, "gsnr_rms": UNLATCHED}
-    return {"gsnr_max": max(largest), "gsnr_rms": math.sqrt(sum(total_sq) / sum(nonzero))}
-
-
-def _warn(optimizer: SGDSaI) -> None:
-    """Warn of what the first latch shows: blocks that are still without a scale, and parts of a model."""
-    _warn_of_unlatched(optimizer)
-    warn_of_parts(optimizer)
-
-
-def _warn_of_unlatched(optimizer: SGDSaI) -> None:
-    names = [
-        name_of(group, index)
-        for group in optimizer.param_groups
-        for index, param in enumerate(group["params"])
-        if param.requires_grad and is_unlatched(param, optimizer.state.get(param, {}), group)
-    ]
-    if names:
-        warn(
-            f"SGDSaI: {len(names)} parameter(s) met no finite, non-zero gradient in the first step; each "
-            f"is scaled when it does: {listed(names)}. LoRA's A and zero-initialised layers do this."
-        )
+        return UNKNOWN.copy()
+    # Of gradients without data it is not known.
+    of_rms = math.sqrt(sum(total_sq) / sum(nonzero)) if sum(nonzero) else UNLATCHED
+    return {"gsnr_max": max(largest), "gsnr_rms": of_rms}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from sgd_sai.distributed.collectives import told_by_ranks
-from sgd_sai.messages import listed
+from sgd_sai.messages import listed, name_of
 from sgd_sai.options import Group, is_given
 
 if TYPE_CHECKING:
@@ -19,8 +19,18 @@ if TYPE_CHECKING:
 
 
 def given_gsnr(group: Group, index: int) -> float:
-    """The raw G_snr that the user gives for a parameter, which has a name."""
-    raw: float = group["scale"][group["param_names"][index]]
+    """The raw G_snr that the user gives for a parameter.
+
+    Raises:
+        ValueError: it has no name: it was appended to the list of a group.
+    """
+    names = group["param_names"]
+    if index >= len(names):
+        raise ValueError(
+            f"scale: given by name, but {name_of(group, index)} has none; allowed: optimizer.add_param_group "
+            "with (name, parameter) pairs"
+        )
+    raw: float = group["scale"][names[index]]
     return raw
 
 

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from sgd_sai.distributed.collectives import sum_over_ranks
 from sgd_sai.distributed.layout import Part, part_of
@@ -95,9 +96,13 @@ def g_snr(moments: Moments, *, eps: float = 1e-8, unbiased: bool = False) -> flo
     σ is floored at ‖g‖₂/d, so G_snr ≤ d: a scalar, or a block whose gradients are all equal, has σ = 0 and
     would otherwise get ‖g‖₂/ε. The floor is ours; it is inactive unless |ḡ| exceeds about √d · σ.
     """
-    sigma = math.sqrt(moments.variance(unbiased=unbiased))
+    return moments.norm / (deviation(moments, unbiased=unbiased) + eps)
+
+
+def deviation(moments: Moments, *, unbiased: bool = False) -> float:
+    """σ, not less than ‖g‖₂/d: see `g_snr`."""
     floor = moments.norm / moments.n if moments.n else 0.0
-    return moments.norm / (max(sigma, floor) + eps)
+    return max(math.sqrt(moments.variance(unbiased=unbiased)), floor)
 
 
 def sqrt_d(moments: Moments) -> float:
@@ -126,7 +131,7 @@ def rms_sums(gsnrs: Sequence[float], moments: Sequence[Moments]) -> tuple[float,
 
 
 def divisor(normalize: Normalize, normalizers: Mapping[str, float]) -> float:
-    """The divisor of G_snr in a form of lr; `normalizers` has gsnr_max and gsnr_rms, as a parameter group."""
+    """The divisor of G_snr in a form of lr; `normalizers` has gsnr_max and gsnr_rms."""
     if isinstance(normalize, bool):
         return normalizers["gsnr_max"] if normalize else 1.0
     return normalizers["gsnr_rms"] if isinstance(normalize, str) else normalize
@@ -138,6 +143,11 @@ def as_real(tensor: Tensor) -> Tensor:
     A gradient may be conjugated lazily; it is copied.
     """
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def has_data(tensor: Tensor) -> bool:
+    """False for a tensor of the meta device or of FakeTensorMode, with which steps are planned."""
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
 def check_dense(named: Iterable[tuple[str, Tensor | None]]) -> None:

@@ -10,15 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 _LIBRARIES = tuple(str(Path(file).parent) + os.sep for file in (__file__, torch.__file__))
 
 
 def name_of(group: dict[str, Any], index: int) -> str:
     """How a message calls a parameter: its name where the optimizer was given names, else its place."""
-    if "param_names" in group:
-        return f"parameter {group['param_names'][index]!r}"
-    return f"parameter {index} of its group, of shape {tuple(group['params'][index].shape)}"
+    names = group.get("param_names", ())
+    if index < len(names):  # a parameter may have been appended to the list of a group
+        return f"parameter {names[index]!r}"
+    return f"parameter {index} of its group, of {shape_of(group['params'][index])}"
+
+
+def shape_of(param: Tensor) -> str:
+    """A parameter's shape in words; that of a lazy module has none before its first forward pass."""
+    return "a shape that is not known yet" if is_lazy(param) else f"shape {tuple(param.shape)}"
 
 
 def listed(names: Iterable[str]) -> str:

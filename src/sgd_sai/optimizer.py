@@ -10,19 +10,28 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from sgd_sai import checkpoint, first_gradient
+from sgd_sai import advice, checkpoint, first_gradient
 from sgd_sai.blocks import Block, Columns, blocks_of, columns_of, plain_columns, start_momentum
 from sgd_sai.cuda_graph import check_capture
 from sgd_sai.distributed.collectives import check_group, raised_together
 from sgd_sai.distributed.layout import laid_out_as
-from sgd_sai.given_scales import check_names, check_whole
+from sgd_sai.given_scales import check_names
 from sgd_sai.gsnr import UNLATCHED, Rule, check_dense
 from sgd_sai.messages import name_of
 from sgd_sai.options import Group, check_leaves, check_options, check_param, check_params
 from sgd_sai.rounding import next_step
 from sgd_sai.several_optimizers import remember
-from sgd_sai.state import check_resized, create_buffers, create_state, is_unlatched, known_normalizers
-from sgd_sai.update import unscales, update
+from sgd_sai.state import (
+    UNKNOWN,
+    check_resized,
+    create_buffers,
+    create_gsnr,
+    create_states,
+    is_unlatched,
+    lacks_momentum,
+    normalizers_of,
+)
+from sgd_sai.update import lr_of, unscales, update
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -91,11 +100,12 @@ class SGDSaI(Optimizer):
     ``normalize=False, unbiased=True, weight_decay=1e-2``.
 
     State of each parameter: ``momentum_buffer``, and ``gsnr``, the raw G_snr as a float, −1 until the block
-    latches (``gsnr_0``, ``gsnr_1``, … with `split`); ``momentum_absmax`` beside an 8-bit momentum;
-    ``compensation`` with "kahan". Each group also has ``gsnr_max``, the largest G_snr of all groups at the
-    first latch, ``gsnr_rms``, the divisor of "rms", and ``rounding_step``, the number of the last step, from
-    which the bits of stochastic rounding follow. There is no other state, so a checkpoint resumes
-    exactly. A saved state adds ``momentum_begun`` where a momentum of zeros may still wait for m₁.
+    latches (``gsnr_0``, ``gsnr_1``, … with `split`); from then on ``gsnr_max``, the largest G_snr of the
+    blocks that latched first, and ``gsnr_rms``, the divisor of "rms"; ``momentum_absmax`` beside an 8-bit
+    momentum; ``compensation`` with "kahan". Entries of other tools stay. Each group has ``rounding_step``,
+    the number of the last step, from which the bits of stochastic rounding follow, and is told ``gsnr_max``
+    and ``gsnr_rms``. There is no other state, so a checkpoint resumes exactly. A saved state adds
+    ``momentum_begun`` where a momentum of zeros may still wait for m₁.
 
     Raises:
         ValueError, TypeError: an option or a parameter that is not allowed, by name; a sparse gradient.
@@ -108,6 +118,7 @@ class SGDSaI(Optimizer):
 
     process_group: ProcessGroup | None = None
     _plain = False  # whether tensors were given that are no nn.Parameter
+    _has_scales = False  # whether a block of this rank had a scale; `first_gradient.normalizers` asks
 
     def __init__(
         self,
@@ -151,8 +162,6 @@ class SGDSaI(Optimizer):
             "split": split,
             "state_dtype": state_dtype,
             "rounding": rounding,
-            **known_normalizers(()),
-            "rounding_step": 0,
         }
         self._tables: dict[tuple[int, int], dict[str, Any]] = {}  # of addresses on a GPU; no state
         if process_group is not None:
@@ -167,14 +176,17 @@ class SGDSaI(Optimizer):
     def add_param_group(self, param_group: Group) -> None:
         """Add a group; its blocks latch at their first gradient. Raises as the constructor does."""
         if isinstance(param_group, dict) and not isinstance(param_group.get("params"), set):
+            # The caller's own dict stays the group, as torch has it: others may hold it too.
             given = param_group["params"]
-            param_group = {**param_group, "params": [given] if isinstance(given, Tensor) else list(given)}
+            param_group["params"] = [given] if isinstance(given, Tensor) else list(given)
             check_options({**self.defaults, **param_group})
             check_params(param_group, self.defaults, self.param_groups, self.process_group)
             # Each group has steps of its own, of 32 bits, or equal places would be rounded alike.
             param_group.setdefault("rounding_step", len(self.param_groups) << 32)
-            param_group = {**known_normalizers(self.param_groups), **param_group}
+            param_group.update(UNKNOWN)  # it may have been told those of another optimizer
         super().add_param_group(param_group)
+        for group in self.param_groups:
+            group.update(self.normalizers)
         self._plain |= not all(isinstance(p, nn.Parameter) for p in self.param_groups[-1]["params"])
 
     @overload
@@ -221,12 +233,13 @@ class SGDSaI(Optimizer):
         first_gradient.latch(self, [(g, blocks) for g, blocks in gathered if isinstance(blocks, list)])
         collected = []
         for group, blocks in gathered:
+            advice.of_decay(self, group)
             step = next_step(group, compiling, alone=alone is not None)
             columns = columns_of(blocks, group) if isinstance(blocks, list) else blocks
             if columns.params:
                 tables = (id(group["params"][index or 0]), len(columns.params))
                 arguments = {
-                    "lr": _lr_of(group, compiling),
+                    "lr": lr_of(group, compiling),
                     "step": step,
                     "group": group,
                     "narrow": columns.narrow,
@@ -256,17 +269,28 @@ class SGDSaI(Optimizer):
             check_dense([(name_of(group, index), param.grad)])
         if group["split"] > 1:  # the parameter may have been resized
             check_param(group, param, name_of(group, index))
-        state = self.state[param]
-        if not state:
-            self._create_state(param, group)
-        begins = group["momentum"] != 0 and "momentum_buffer" not in state
+        state = create_gsnr(self.state, param, group, plain=self._plain)
+        begins = lacks_momentum(state, group)
         create_buffers(state, param, group)
         blocks = list(blocks_of(index, param, laid_out_as(param.grad, param), state, group))
-        if begins:
-            for block in blocks:
-                if block.gsnr != UNLATCHED:  # measured in an earlier step, or momentum was 0 until now
-                    start_momentum(block.momentum, block.grad, group["maximize"])
+        for block in blocks:
+            block.fresh = begins
+            if begins and block.gsnr != UNLATCHED:  # measured before, or momentum was 0 or reset
+                start_momentum(block.momentum, block.grad, group["maximize"])
         return blocks
+
+    @property
+    def normalizers(self) -> dict[str, float]:
+        """``gsnr_max`` and ``gsnr_rms`` of the first latch, −1 before it; `convert_lr` takes them."""
+        return first_gradient.normalizers(self)
+
+    def measure_again(self) -> None:
+        """Forget every scale and the normalisers; the next step measures all blocks that have a gradient.
+
+        Momenta stay. Call it when most of a model meets its first gradient late, after layers were unfrozen
+        or after LoRA's first step, and with a process group on every rank.
+        """
+        first_gradient.measure_again(self)
 
     def step_alone(self, group: Group, index: int) -> None:
         """Move one parameter of a group, by its gradient; `gradient_release` calls it inside backward."""
@@ -279,19 +303,8 @@ class SGDSaI(Optimizer):
         parameter, also one without a gradient so far, since distributed checkpoints load key by key.
         """
         if self.state:
-            self._complete_state()
+            create_states(self.state, self.param_groups, plain=self._plain)
         return checkpoint.portable(super().state_dict(), self.param_groups)
-
-    def _complete_state(self) -> None:
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.requires_grad and param not in self.state:
-                    self._create_state(param, group)
-
-    def _create_state(self, param: Tensor, group: Group) -> None:
-        """State of an unlatched parameter."""
-        check_whole(param, group, self._plain)
-        create_state(self.state[param], param, group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue bit for bit from `state_dict`, whatever the parameters' dtype.
@@ -317,6 +330,7 @@ class SGDSaI(Optimizer):
         super().__setstate__(state)
         checkpoint.unpack(self.state, self.param_groups)
         self._tables = {}
+        self._has_scales = normalizers_of(self.param_groups, self.state)["gsnr_max"] != UNLATCHED
         remember(self)
 
     @property
@@ -336,12 +350,3 @@ class SGDSaI(Optimizer):
 
 SGD_sai = SGDSaI
 """The name that the paper's tutorial and the authors' release use."""
-
-
-def _lr_of(group: Group, compiling: bool) -> float | Tensor:
-    lr: float | Tensor = group["lr"]
-    if isinstance(lr, Tensor):
-        return lr.reshape(())  # of shape (1,) it would lend scalars that shape
-    if compiling:  # a float would be compiled in, and again for each value
-        return torch.tensor(lr, dtype=torch.float64, device="cpu")
-    return lr

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from sgd_sai.distributed.collectives import check_covers
 from sgd_sai.distributed.layout import is_spread
-from sgd_sai.messages import listed, name_of
+from sgd_sai.messages import listed, name_of, shape_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -219,6 +220,10 @@ class ParameterConflict(NamedTuple):
     why: str
 
 
+def _divides(parts: int, param: Tensor) -> bool:
+    return param.dim() > 0 and param.size(0) % parts == 0
+
+
 PARAMETER_CONFLICTS = (
     ParameterConflict(
         "state_dtype",
@@ -232,7 +237,9 @@ PARAMETER_CONFLICTS = (
     ),
     ParameterConflict(
         "split",
-        lambda given, param: given["split"] > 1 and (param.dim() == 0 or param.size(0) % given["split"]),
+        lambda given, param: (
+            given["split"] > 1 and not is_lazy(param) and not _divides(given["split"], param)
+        ),
         "whose dim 0 it does not divide",
     ),
     ParameterConflict(
@@ -300,7 +307,7 @@ def check_params(
         if not isinstance(param, Tensor):
             continue  # torch's own message names what it takes
         name = repr(given[0]) if isinstance(given, tuple) else str(index)
-        name = f"{name} of shape {tuple(param.shape)}"
+        name = f"{name} of {shape_of(param)}"
         if id(param) in seen:
             raise ValueError(f"params: parameter {name} is given twice; each may be given once")
         seen.add(id(param))

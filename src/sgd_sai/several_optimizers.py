@@ -16,7 +16,7 @@ import torch
 from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.messages import warn
 from sgd_sai.options import Group
-from sgd_sai.state import known_normalizers
+from sgd_sai.state import is_empty, normalizers_of
 
 if TYPE_CHECKING:
     from sgd_sai.optimizer import SGDSaI
@@ -66,7 +66,7 @@ def _count_blocks(optimizer: SGDSaI) -> int:
     """How many blocks there are, also those that have no gradient yet."""
     count = 0
     for group in optimizer.param_groups:
-        trained = sum(param.requires_grad and param.numel() > 0 for param in group["params"])
+        trained = sum(param.requires_grad and not is_empty(param) for param in group["params"])
         count += min(trained, 1) if group["blocks"] == "group" else trained * group["split"]
     return count
 
@@ -74,7 +74,7 @@ def _count_blocks(optimizer: SGDSaI) -> int:
 def _waits_beside(optimizer: SGDSaI, other: SGDSaI) -> bool:
     """True if `other` has gradients, but no divisor, and is not a copy of the optimizer for comparison."""
     params = [param for group in other.param_groups for param in group["params"]]
-    if other is optimizer or known_normalizers(other.param_groups)["gsnr_max"] != UNLATCHED:
+    if other is optimizer or normalizers_of(other.param_groups, other.state)["gsnr_max"] != UNLATCHED:
         return False
     if not any(map(_divides_by_its_own, other.param_groups)) or all(param.grad is None for param in params):
         return False

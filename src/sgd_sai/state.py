@@ -1,13 +1,19 @@
-"""The state of one parameter: its raw G_snr, and the buffers that its options ask for."""
+"""The state of one parameter: its raw G_snr, the normalisers that go with it, and its buffers.
+
+`optimizer.state` is public: other tools put entries of their own beside ours, take ours away, or give a
+momentum. So an entry that is absent, or None, is created when it is needed, and the others are left alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
+from sgd_sai.given_scales import check_whole
 from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.messages import name_of
 from sgd_sai.options import Group
@@ -16,8 +22,11 @@ from sgd_sai.quantized import create_momentum8, fits_8_bits
 #: The g-SNR of a block without elements: it neither waits for a scale nor needs a normaliser.
 EMPTY = 0.0
 
-#: What a group knows once the first blocks have latched, −1 before: see `SGDSaI`.
+#: The divisors of a scale, kept beside its G_snr: those of the first latch, see `SGDSaI`.
 NORMALIZERS = ("gsnr_max", "gsnr_rms")
+
+#: What they are before.
+UNKNOWN = dict.fromkeys(NORMALIZERS, UNLATCHED)
 
 #: A parameter's entry in `optimizer.state`.
 State = dict[str, Any]
@@ -28,23 +37,62 @@ def gsnr_keys(split: int) -> tuple[str, ...]:
     return ("gsnr",) if split == 1 else tuple(f"gsnr_{part}" for part in range(split))
 
 
-def create_state(state: State, param: Tensor, group: Group) -> None:
-    """Fill the empty state of a parameter whose blocks are without a scale."""
-    # An empty parameter will never be measured, and must not be waited for.
-    state.update(dict.fromkeys(gsnr_keys(group["split"]), UNLATCHED if param.numel() else EMPTY))
-    create_buffers(state, param, group)
+def lacks_gsnr(state: State, group: Group) -> bool:
+    """True unless each block of a parameter has an entry for its G_snr."""
+    return any(state.get(key) is None for key in gsnr_keys(group["split"]))
+
+
+def create_gsnr(states: MutableMapping[Tensor, State], param: Tensor, group: Group, *, plain: bool) -> State:
+    """A parameter's state, with an entry for the G_snr of each block.
+
+    Args:
+        states: `optimizer.state`.
+        param, group: the parameter, not of a lazy module that has seen no input, and its group.
+        plain: see `check_whole`.
+    """
+    state = states.setdefault(param, {})
+    if lacks_gsnr(state, group):
+        check_whole(param, group, plain)
+        for key in gsnr_keys(group["split"]):
+            if state.get(key) is None:
+                # An empty parameter will never be measured, and must not be waited for.
+                state[key] = UNLATCHED if param.numel() else EMPTY
+    return state
+
+
+def create_states(states: MutableMapping[Tensor, State], groups: list[Group], *, plain: bool) -> None:
+    """Complete the states of all trained parameters, also of those that have had no gradient."""
+    for group in groups:
+        for param in group["params"]:
+            if param.requires_grad and not is_lazy(param) and lacks_gsnr(states.get(param, {}), group):
+                create_buffers(create_gsnr(states, param, group, plain=plain), param, group)
+
+
+def lacks_momentum(state: State, group: Group) -> bool:
+    """True if the momentum is to begin, with the next gradient: several tools reset it to None."""
+    return group["momentum"] != 0 and state.get("momentum_buffer") is None
 
 
 def create_buffers(state: State, param: Tensor, group: Group) -> None:
     """Add the buffers that a state lacks: the options may have changed, or the momentum not begun."""
-    if group["momentum"] != 0 and "momentum_buffer" not in state:
+    if lacks_momentum(state, group):
         create_momentum(state, param, group)
-    if needs_compensation(param, group) and "compensation" not in state:
+    elif group["momentum"] != 0:
+        in_8_bits = state["momentum_buffer"].dtype == torch.int8
+        if in_8_bits and state.get("momentum_absmax") is None:
+            raise ValueError(
+                "state: a momentum_buffer of int8 has no momentum_absmax, without which it means nothing; "
+                "allowed: both, or momentum_buffer None, to begin anew"
+            )
+        if not in_8_bits:  # it was replaced by a wider one
+            state.pop("momentum_absmax", None)
+    if needs_compensation(param, group) and state.get("compensation") is None:
         state["compensation"] = torch.zeros_like(param)
 
 
 def create_momentum(state: State, param: Tensor, group: Group) -> None:
     """Add a momentum of zeros in the group's `state_dtype`."""
+    state.pop("momentum_absmax", None)  # of a momentum in 8 bits that was there before
     dtype = group["state_dtype"]
     if dtype == "8bit" and fits_8_bits(param):
         create_momentum8(state, param, group["split"])
@@ -62,21 +110,46 @@ def needs_compensation(param: Tensor, group: Group) -> bool:
 
 def is_unlatched(param: Tensor, state: State, group: Group) -> bool:
     """True while a block of the parameter is without a scale."""
-    return UNLATCHED in [state.get(key, UNLATCHED) for key in gsnr_keys(group["split"])] and param.numel() > 0
+    raws = [state.get(key, UNLATCHED) for key in gsnr_keys(group["split"])]
+    return (UNLATCHED in raws or None in raws) and not is_empty(param)
+
+
+def is_empty(param: Tensor) -> bool:
+    """True for a parameter without elements; one of a lazy module does not know yet how many it has."""
+    return not is_lazy(param) and param.numel() == 0
 
 
 def gsnr_of_group(group: Group, states: Mapping[Tensor, State]) -> float:
     """The raw G_snr of a group that is one block, −1 until it is measured."""
-    for param in filter(Tensor.numel, group["params"]):
-        measured: float = states.get(param, {}).get("gsnr", UNLATCHED)
-        if measured != UNLATCHED:
+    for param in group["params"]:
+        measured: float | None = states.get(param, {}).get("gsnr")
+        if measured is not None and measured not in (UNLATCHED, EMPTY):
             return measured
     return UNLATCHED
 
 
-def known_normalizers(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The normalisers that any of the groups knows; one that was added since the first latch may not."""
-    return {key: max((group[key] for group in groups), default=UNLATCHED) for key in NORMALIZERS}
+def normalizers_of(groups: Sequence[Group], states: Mapping[Tensor, State]) -> dict[str, float]:
+    """The normalisers of the first block that has a scale, −1 while none has.
+
+    They lie beside the scales, and nowhere else: whoever replaces `optimizer.state` or the groups replaces
+    both or neither.
+    """
+    for group in groups:
+        for param in group["params"]:
+            state = states.get(param)
+            if state and state.get("gsnr_max", UNLATCHED) != UNLATCHED:
+                return {key: state.get(key, UNLATCHED) for key in NORMALIZERS}
+    return UNKNOWN.copy()
+
+
+def told_normalizers(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What the groups say of the normalisers; one that was added since the first latch may not know.
+
+    A copy, for users, for older checkpoints, and for a rank whose own blocks have no scale yet.
+    """
+    return {
+        key: max((group.get(key, UNLATCHED) for group in groups), default=UNLATCHED) for key in NORMALIZERS
+    }
 
 
 def check_resized(group: Group, states: Mapping[Tensor, State]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgd_sai.gsnr import has_data
 from sgd_sai.kernels.tables import available
 from sgd_sai.options import Group
 from sgd_sai.quantized import Momentum
@@ -78,6 +79,8 @@ def _choose(param: Tensor, group: Group, compiling: bool, narrow: bool) -> Updat
         return quantized.update if narrow else foreach.update  # compiled, it is one graph
     if not group["fused"] and (group["foreach"], group["fused"]) != (None, None):
         return quantized.update if narrow else reference.update
+    if not has_data(param):
+        return quantized.update if narrow else foreach.update
     if param.is_cpu:
         return quantized.update if narrow else cpu.update
     if available(param.device):
@@ -103,3 +106,13 @@ def _by_device_type(params: Sequence[Tensor], *others: Sequence[Any]) -> list[tu
     types = [param.device.type for param in params]
     places = {kind: [i for i, of in enumerate(types) if of == kind] for kind in dict.fromkeys(types)}
     return [tuple([whole[i] for i in of] for whole in (params, *others)) for of in places.values()]
+
+
+def lr_of(group: Group, compiling: bool) -> float | Tensor:
+    """The learning rate of a group as `update` takes it."""
+    lr: float | Tensor = group["lr"]
+    if isinstance(lr, Tensor):
+        return lr.reshape(())  # of shape (1,) it would lend scalars that shape
+    if compiling:  # a float would be compiled in, and again for each value
+        return torch.tensor(lr, dtype=torch.float64, device="cpu")
+    return lr
