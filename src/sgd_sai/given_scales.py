@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from sgd_sai.distributed.collectives import told_by_ranks
-from sgd_sai.messages import listed, name_of
+from sgd_sai.messages import listed
 from sgd_sai.options import Group, is_given
 
 if TYPE_CHECKING:
@@ -19,18 +19,8 @@ if TYPE_CHECKING:
 
 
 def given_gsnr(group: Group, index: int) -> float:
-    """The raw G_snr that the user gives for a parameter.
-
-    Raises:
-        ValueError: it has no name: it was appended to the list of a group.
-    """
-    names = group["param_names"]
-    if index >= len(names):
-        raise ValueError(
-            f"scale: given by name, but {name_of(group, index)} has none; allowed: optimizer.add_param_group "
-            "with (name, parameter) pairs"
-        )
-    raw: float = group["scale"][names[index]]
+    """The raw G_snr that the user gives for a parameter, which has a name: see `check_whole`."""
+    raw: float = group["scale"][group["param_names"][index]]
     return raw
 
 
@@ -70,8 +60,9 @@ def check_whole(param: Tensor, group: Group, plain: bool) -> None:
     given = is_given(group["scale"])
     if given and len(group["param_names"]) != len(group["params"]):
         raise ValueError(
-            f"scale: given for {len(group['param_names'])} parameters of a group, of which a wrapper has made"
-            f" {len(group['params'])} flat tensor(s); allowed: one group for each parameter, "
+            f"scale: given by name, for {len(group['param_names'])} names and {len(group['params'])} "
+            "tensor(s) in a group: some were appended to it, or a wrapper has made flat ones; allowed: "
+            "add_param_group for new ones, and, before wrapping, one group for each parameter, "
             "[{'params': [named]} for named in model.named_parameters()]"
         )
     if (deepspeed or fsdp1) and not given:
