@@ -16,7 +16,7 @@ class GSNRCallback(TrainerCallback):  # type: ignore[misc]  # transformers is ty
 
     It writes ``gsnr.jsonl`` into the output folder; where the Trainer reports to TensorBoard, "gsnr/<block>"
     into ``runs/gsnr`` there; and into a W&B run where one is active. The gradient is the one that the step
-    sees: accumulated, and clipped, which changes ‖g‖ and σ but not G_snr.
+    has used: accumulated, unscaled, and clipped, which changes ‖g‖ and σ but not G_snr.
 
     Args:
         every: steps between two records.
@@ -45,11 +45,16 @@ class GSNRCallback(TrainerCallback):  # type: ignore[misc]  # transformers is ty
 
             self.recorder.writer = self._writer = SummaryWriter(str(folder / "runs" / "gsnr"))
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Count the step, and record if it is time to."""
+    def on_optimizer_step(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        """Count the step, and record if it is time to.
+
+        After the step: before it, gradients in float16 are still scaled where nothing clips them.
+        """
         if self.recorder is None:
             return
-        rows = self.recorder.count()
+        rows = self.recorder.count(optimizer)
         wandb = sys.modules.get("wandb")
         if rows and state.is_world_process_zero and wandb is not None and wandb.run is not None:
             wandb.log({**scalars(rows), "train/global_step": self.recorder.step})
