@@ -107,6 +107,65 @@ def test_the_transfer_from_a_parameter_group_converts() -> None:
         assert group[key] == pytest.approx(value, rel=1e-12)
 
 
+def scaled(enabled: bool = True) -> tuple[nn.Module, torch.amp.GradScaler]:
+    """A model whose loss has been scaled; a scale that is a power of two changes no digit."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+    scaler = torch.amp.GradScaler("cpu", enabled=enabled)
+    scaler.scale(net(torch.randn(64, 8)).square().mean()).backward()
+    return net, scaler
+
+
+@pytest.mark.parametrize("normalize", [*FORMS, 30.0])
+@pytest.mark.parametrize("adam_eps", [1e-8, 0.3])
+def test_the_scale_of_a_grad_scaler_is_divided_out(normalize: Normalize, adam_eps: float) -> None:
+    plain, off = scaled(enabled=False)
+    truth = transfer_lr(plain, 1e-3, normalize=normalize, adam_eps=adam_eps)
+    assert transfer_lr(plain, 1e-3, normalize=normalize, adam_eps=adam_eps, scaler=off) == truth
+
+    net, scaler = scaled()
+    gradients = [param.grad.clone() for param in net.parameters() if param.grad is not None]
+    found = transfer_lr(net, 1e-3, normalize=normalize, adam_eps=adam_eps, scaler=scaler)
+    assert found.lr == pytest.approx(truth.lr, rel=1e-6)
+    assert found.by_block == pytest.approx(truth.by_block, rel=1e-6)
+    assert found.normalizers == pytest.approx(truth.normalizers, rel=1e-6)
+    assert all(torch.equal(p.grad, g) for p, g in zip(net.parameters(), gradients, strict=True))
+
+    scaler.unscale_(torch.optim.SGD(net.parameters(), lr=0.1))
+    unscaled = transfer_lr(net, 1e-3, normalize=normalize, adam_eps=adam_eps)
+    assert unscaled.lr == pytest.approx(truth.lr, rel=1e-6)
+
+
+def test_gradients_that_look_scaled_are_warned_of(recwarn: pytest.WarningsRecorder) -> None:
+    net, scaler = scaled()
+    transfer_lr(net, 1e-3, scaler=scaler)
+    transfer_lr(scaled(enabled=False)[0], 1e-3)
+    transfer_lr(net, 1e-3, scaler=torch.amp.GradScaler("cpu", enabled=False))  # as of a loss that is a sum
+    assert not recwarn.list
+    norm = math.sqrt(sum(float(p.grad.square().sum()) for p in net.parameters() if p.grad is not None))
+    with pytest.warns(UserWarning, match="gradients: their norm is") as caught:
+        transfer_lr(net, 1e-3)
+    message = str(caught[0].message)
+    assert len(caught) == 1
+    assert f"{norm:.3g}" in message
+    assert "scaler.unscale_(optimizer)" in message
+    assert "scaler=scaler" in message
+    assert caught[0].filename == __file__
+
+
+def test_a_scaler_that_has_unscaled_or_not_yet_scaled() -> None:
+    net, scaler = scaled()
+    with pytest.raises(ValueError, match="scaler: given one that has scaled no loss yet"):
+        transfer_lr(net, 1e-3, scaler=torch.amp.GradScaler("cpu"))
+    with pytest.raises(
+        ValueError, match=r"scaler: given 65536\.0; allowed: a torch\.amp\.GradScaler or None"
+    ):
+        transfer_lr(net, 1e-3, scaler=65536.0)  # type: ignore[arg-type]
+    scaler.unscale_(torch.optim.SGD(net.parameters(), lr=0.1))
+    with pytest.warns(UserWarning, match="scaler: it has already unscaled"):
+        transfer_lr(net, 1e-3, scaler=scaler)
+
+
 def test_transfer_needs_a_gradient() -> None:
     with pytest.raises(ValueError, match="gradients: none of the model's 2 trainable parameters"):
         transfer_lr(nn.Linear(2, 2), 1e-3)

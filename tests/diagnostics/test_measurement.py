@@ -37,6 +37,41 @@ def test_moments_and_ratios_by_hand() -> None:
     assert found.adam_lr_ratio("rms") == pytest.approx(1.0)
 
 
+def test_a_scaler_divides_what_is_measured() -> None:
+    """All that depends on the size of gradients: moments, σ, normalisers, flags, and G_snr through its ε."""
+    values = {"a": [3e-8, -1e-8, 2e-8, 0.0], "b": [2e-9, -2e-9], "c": [0.0, 0.0], "d": [1.0, math.nan]}
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(torch.zeros(1))
+    named, large = [], []
+    for name, of_block in values.items():
+        for pairs, factor in ((named, 1.0), (large, 1024.0)):
+            param = nn.Parameter(torch.zeros(len(of_block), dtype=torch.float64))
+            param.grad = factor * torch.tensor(of_block, dtype=torch.float64)
+            pairs.append((name, param))
+    truth, found = measure_blocks(named), measure_blocks(large, scaler=scaler)
+    assert found.normalizers == pytest.approx(truth.normalizers, rel=1e-12)
+    for block, true in zip(found.blocks, truth.blocks, strict=True):
+        assert block.moments == pytest.approx(true.moments, rel=1e-12, nan_ok=True)
+        assert block.gsnr == pytest.approx(true.gsnr, rel=1e-12)
+        assert block.adam_rms == pytest.approx(true.adam_rms, rel=1e-12)
+        assert found.flags(block) == truth.flags(true)
+    assert truth.flags(truth.blocks[1]) == ["σ < ε"]
+    as_they_are = measure_blocks(large)
+    assert as_they_are.flags(as_they_are.blocks[1]) == []
+
+
+def test_what_overflows_with_the_scale_is_unlatched() -> None:
+    scaler = torch.amp.GradScaler("cpu")
+    param, other = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
+    x = torch.tensor([1.0, -1.0, 2.0, 0.5])
+    scaler.scale((1e35 * x * param).sum() + (x * other).sum()).backward()
+    found = measure_blocks([("large", param), ("other", other)], scaler=scaler)
+    assert [block.gsnr == UNLATCHED for block in found.blocks] == [True, False]
+    assert found.normalizers["gsnr_rms"] == pytest.approx(
+        measure_blocks([("other", other)], scaler=scaler).normalizers["gsnr_rms"]
+    )
+
+
 @pytest.mark.parametrize(("gradient", "flags"), [
     ([1.0, -1.0, 2.0], []),
     (None, ["unlatched (zero gradient)"]),

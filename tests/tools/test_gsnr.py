@@ -13,7 +13,8 @@ from tool_commands import record, refused
 
 from sgd_sai import SGDSaI, console
 from sgd_sai.cli import main
-from sgd_sai.tools.workload import load_workload
+from sgd_sai.diagnostics import measure_blocks
+from sgd_sai.tools.workload import Workload, load_workload
 
 
 @pytest.mark.parametrize("workload", ["workloads:plain", "workloads:gpt", "vit"])
@@ -121,3 +122,29 @@ def test_bad_options_get_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     refused(capsys, arguments, message)
+
+
+@pytest.mark.parametrize("task", ["gpt", "vit", "cnn"])
+def test_the_first_gradient_of_a_task_does_not_look_scaled(
+    task: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Only by their size can `measure_blocks` tell gradients that a GradScaler has scaled."""
+    workload = load_workload(task, seed=0)
+    workload.clip = None
+    workload.backward(0)
+    measure_blocks(workload.named)
+    assert not [warning for warning in recwarn.list if "GradScaler" in str(warning.message)]
+    for _, param in workload.named:
+        if param.grad is not None:
+            param.grad *= 2.0**16
+    with pytest.warns(UserWarning, match="a GradScaler has scaled"):
+        measure_blocks(workload.named)
+
+
+def test_a_workload_with_a_large_gradient_is_not_warned_of(recwarn: pytest.WarningsRecorder) -> None:
+    """The command computes the gradient itself, and scales nothing."""
+    model = torch.nn.Linear(4, 2)
+    workload = Workload("sum", model, lambda step: torch.ones(1, 4), lambda net, x: 1e4 * net(x).sum())
+    workload.backward(0)
+    assert workload.measure().normalizers["gsnr_rms"] > 1e3
+    assert not recwarn.list

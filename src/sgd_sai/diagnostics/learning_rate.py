@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 
 from sgd_sai.diagnostics.measurement import measure_blocks
 from sgd_sai.gsnr import UNLATCHED, Normalize, divisor
@@ -87,11 +88,13 @@ def transfer_lr(
     *,
     normalize: Normalize = True,
     adam_eps: float = 1e-8,
+    scaler: GradScaler | None = None,
 ) -> Transfer:
     """Find the η of SGD-SaI whose first update is as large as AdamW's with `adamw_lr`, decay apart.
 
     Call it after one backward pass, with the gradient that the first step will see (clipped, if you clip).
-    AdamW's first update is η g/(|g| + ε), of RMS η wherever |g| ≫ ε; SGD-SaI's is η G/N g.
+    AdamW's first update is η g/(|g| + ε), of RMS η wherever |g| ≫ ε; SGD-SaI's is η G/N g. So η is in
+    inverse proportion to the gradient: if a `GradScaler` has scaled the loss, unscale before, or give it.
 
     Args:
         model: a module whose parameters hold their gradients, or its (name, parameter) pairs.
@@ -99,15 +102,17 @@ def transfer_lr(
         normalize: the form in which SGD-SaI's η is wanted. With "rms" it is `adamw_lr` but for ε and blocks
             that are not latched.
         adam_eps: ε of AdamW.
+        scaler: the `torch.amp.GradScaler` whose scale is still in the gradients, as of `measure_blocks`.
 
     Raises:
-        ValueError: no parameter has a finite, non-zero gradient.
+        ValueError: no parameter has a finite, non-zero gradient; `scaler` is no `GradScaler`, or has scaled
+            nothing yet.
 
     Example:
         >>> loss_fn(model(x), y).backward()
         >>> optimizer = SGDSaI(model.parameters(), lr=transfer_lr(model, 6e-4).lr)
     """
-    measured = measure_blocks(model, adam_eps=adam_eps)
+    measured = measure_blocks(model, adam_eps=adam_eps, scaler=scaler)
     return Transfer(
         lr=adamw_lr * measured.adam_lr_ratio(normalize),
         by_block={

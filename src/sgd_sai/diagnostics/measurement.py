@@ -9,12 +9,18 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler, OptState
 
 from sgd_sai import gsnr
 from sgd_sai.gsnr import UNLATCHED, Moments, Normalize, check_dense, divisor
+from sgd_sai.messages import warn
 
 #: A block whose G_snr is so many times the second largest makes all other scales that much smaller.
 DOMINANT = 2.0
+
+#: A global ‖g‖₂ from here on looks scaled. Those of the lab's tasks at the start lie between 0.02 and 11, and
+#: are 1.4e3 to 7e5 with the 65,536 that a GradScaler begins with.
+LOOKS_SCALED = 1e3
 
 
 @dataclass(frozen=True)
@@ -110,35 +116,75 @@ def measure_blocks(
     eps: float = 1e-8,
     unbiased: bool = False,
     adam_eps: float = 1e-8,
+    scaler: GradScaler | None = None,
 ) -> Measurement:
     """Measure the gradients that are in `.grad`, after a backward pass.
+
+    G_snr is nearly the same if a `GradScaler` has scaled the loss. gsnr_rms and σ are larger by the scale,
+    and what follows from them is wrong by it. So unscale before, or give the scaler.
 
     Args:
         model: a module, or its (name, parameter) pairs; parameters that require no gradient are left out.
         eps, unbiased: as of `SGDSaI`.
         adam_eps: ε of AdamW.
+        scaler: the `torch.amp.GradScaler` that scaled the loss, if `unscale_` was not called since; the
+            gradients are measured as divided by its scale, and stay as they are. One with enabled=False says
+            that gradients are not scaled, however large.
 
     Raises:
-        ValueError: no parameter has a finite, non-zero gradient, or one is sparse.
+        ValueError: no parameter has a finite, non-zero gradient, or one is sparse; `scaler` is no
+            `GradScaler`, or has scaled nothing yet.
     """
+    scale = _scale_of(scaler)
     pairs = model.named_parameters() if isinstance(model, nn.Module) else model
     named = [(name, param) for name, param in pairs if param.requires_grad]
     check_dense((f"parameter {name!r}", param.grad) for name, param in named)
     moments = gsnr.measure([[] if param.grad is None else [param.grad] for _, param in named])
     blocks = []
     for (name, param), of_block in zip(named, moments, strict=True):
+        of_block = of_block._replace(total=of_block.total / scale, total_sq=of_block.total_sq / scale**2)
         if param.grad is None:
             of_block = Moments(gsnr.as_real(param).numel(), 0.0, 0.0, 0)
         raw = gsnr.g_snr(of_block, eps=eps, unbiased=unbiased) if of_block.measurable else UNLATCHED
-        adam_rms = 0.0 if raw == UNLATCHED or param.grad is None else _adam_rms(param.grad, adam_eps)
+        adam_rms = 0.0 if raw == UNLATCHED or param.grad is None else _adam_rms(param.grad, adam_eps, scale)
         blocks.append(BlockMeasurement(name, tuple(param.shape), of_block, raw, adam_rms))
     if not any(block.latched for block in blocks):
         raise ValueError(
             f"gradients: none of the model's {len(blocks)} trainable parameters has a finite, non-zero one"
         )
-    return Measurement(blocks, eps)
+    measured = Measurement(blocks, eps)
+    norm = math.sqrt(math.fsum(block.moments.total_sq for block in measured.latched))
+    if scaler is None and norm >= LOOKS_SCALED:
+        warn(
+            f"gradients: their norm is {norm:.3g}, as after a loss that a GradScaler has scaled. Then lr and "
+            "normalizers are wrong by its scale: call scaler.unscale_(optimizer) before, or give "
+            "scaler=scaler (a GradScaler with enabled=False if they are not scaled)"
+        )
+    return measured
 
 
-def _adam_rms(grad: Tensor, eps: float) -> float:
-    g = gsnr.as_real(grad.detach()).to(torch.float64)
+def _scale_of(scaler: GradScaler | None) -> float:
+    """How many times too large the gradients are."""
+    if scaler is None:
+        return 1.0
+    if not isinstance(scaler, GradScaler):
+        raise ValueError(f"scaler: given {scaler!r}; allowed: a torch.amp.GradScaler or None")
+    if not scaler.is_enabled():
+        return 1.0
+    # Torch shows neither of these two in public; without them the numbers would be wrong by the scale.
+    if getattr(scaler, "_scale", scaler) is None:
+        raise ValueError(
+            "scaler: given one that has scaled no loss yet; allowed: that of scale(loss).backward()"
+        )
+    stages = [state["stage"] for state in getattr(scaler, "_per_optimizer_states", {}).values()]
+    if any(stage is not OptState.READY for stage in stages):
+        warn(
+            "scaler: it has already unscaled the gradients of an optimizer since its last update(). If they "
+            "are measured here, they are divided twice: leave scaler out, or measure before"
+        )
+    return scaler.get_scale()
+
+
+def _adam_rms(grad: Tensor, eps: float, scale: float) -> float:
+    g = gsnr.as_real(grad.detach()).to(torch.float64) / scale
     return float((g / (g.abs() + eps)).square().mean().sqrt())

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sgd_sai.diagnostics import Measurement, measure_blocks
 from sgd_sai.factory import import_factory
 from sgd_sai.lab.tasks import TASKS
 
@@ -82,6 +83,10 @@ class Workload:
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         return float(loss.detach())
+
+    def measure(self) -> Measurement:
+        """Measure the gradient that `backward` has left: it is not scaled, even if it is large."""
+        return measure_blocks(self.named, scaler=torch.amp.GradScaler("cpu", enabled=False))
 
 
 def load_workload(given: str, *, seed: int, clip: float | None = None) -> Workload:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sgd_sai import console
 from sgd_sai.cli import CommandError
-from sgd_sai.diagnostics import GSNRRecorder, measure_blocks
+from sgd_sai.diagnostics import GSNRRecorder
 from sgd_sai.lab import arguments, provenance
 from sgd_sai.tools import options, output
 from sgd_sai.tools.gsnr import page, record
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         if args.cost:
             return _cost(workload, args)
         loss = workload.backward(0)
-        first = measure_blocks(workload.named)
+        first = workload.measure()
         found = record.build(workload, first, loss, lr)
         if steps is not None:
             with output.progress() as watch:

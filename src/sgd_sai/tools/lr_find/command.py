@@ -7,7 +7,7 @@ from typing import Any
 
 from sgd_sai import console, gsnr
 from sgd_sai.cli import CommandError
-from sgd_sai.diagnostics import Measurement, measure_blocks
+from sgd_sai.diagnostics import Measurement
 from sgd_sai.gsnr import Normalize
 from sgd_sai.lab import arguments, optimizers, provenance
 from sgd_sai.tools import options, output
@@ -68,7 +68,7 @@ def _range(args: argparse.Namespace) -> int:
     ]
     workload = load_workload(args.workload, seed=shared.seed, clip=shared.clip)
     workload.backward(0)
-    ratio = _ratio(measure_blocks(workload.named), name)
+    ratio = _ratio(workload.measure(), name)
     low, high = ends[0] or _LOW * ratio, ends[1] or _HIGH * ratio
     if low >= high:
         raise CommandError(f"--from: given {low:.3g}; allowed: less than --to, {high:.3g}")
