@@ -438,6 +438,26 @@ def test_a_group_is_the_dict_that_was_given() -> None:
     assert_equal(params, [nn.Parameter(old) for old in before])
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_a_group_that_is_made_of_the_defaults(rounding: str) -> None:
+    """And put into the list as it is."""
+    runs = []
+    for appended in (False, True):
+        params, _ = made()
+        params = [nn.Parameter(param.detach().bfloat16()) for param in params]
+        optimizer = SGDSaI(params[:2], lr=0.1, rounding=rounding)
+        step(params, optimizer, 0)
+        if appended:
+            optimizer.param_groups.append({"params": params[2:], **optimizer.defaults})
+        else:
+            optimizer.add_param_group({"params": params[2:], "rounding_step": 0})
+        step(params, optimizer, 1)
+        optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
+        step(params, optimizer, 2)
+        runs.append(params)
+    assert_equal(*runs)
+
+
 def test_a_group_that_is_refused_can_be_mended() -> None:
     """Its generator is not lost."""
     params, _ = made()

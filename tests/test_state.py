@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -317,6 +320,32 @@ def test_distributed_checkpoint_state_resumes_bit_for_bit() -> None:
     assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_distributed_checkpoint_that_was_saved_before(flat: bool, tmp_path: Path) -> None:
+    """It has the normalisers in its groups alone. Loaded key by key it lacks entries, and that is allowed."""
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    whole = model()
+    optimizer = SGDSaI(whole.parameters(), lr=0.01, normalize="rms", weight_decay=0.1)
+    learn(whole, optimizer, range(3))
+    saved = get_optimizer_state_dict(whole, optimizer, options=options)
+    if flat:
+        saved = {key: of for key, of in saved.items() if not re.match(r"state\..*\.gsnr_(max|rms)", key)}
+    for entries in () if flat else saved["state"].values():
+        del entries["gsnr_max"], entries["gsnr_rms"]
+    dcp.save(saved, checkpoint_id=tmp_path, no_dist=True)
+    resumed = model(1)
+    resumed.load_state_dict(whole.state_dict())
+    other = SGDSaI(resumed.parameters(), lr=9.0)
+    state = get_optimizer_state_dict(resumed, other, options=options)
+    planner = dcp.DefaultLoadPlanner(allow_partial_load=True)
+    dcp.load(state, checkpoint_id=tmp_path, planner=planner, no_dist=True)
+    set_optimizer_state_dict(resumed, other, state, options=options)
+    assert other.normalizers == optimizer.normalizers
+    learn(whole, optimizer, range(3, 6))
+    learn(resumed, other, range(3, 6))
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
 def test_a_raw_state_that_goes_over_to_the_papers_form_descends() -> None:
     """A state of release 1.0.3 has no maximum; it is that of the G_snr it has."""
     param = torch.nn.Parameter(torch.ones(4))
@@ -469,8 +498,10 @@ def test_resumes_after_a_late_larger_block_and_a_new_group(normalize: Any, earli
     step(params, optimizer, 1, (0, 1))  # larger than the maximum, at which it is capped
     optimizer.add_param_group({"params": params[2:]})
     state = copy.deepcopy(optimizer.state_dict())
-    if earlier:  # a group that was added knew the divisors at its first latch only
+    if earlier:  # groups alone knew the divisors, and one that was added at its first latch only
         state["param_groups"][1].update(gsnr_max=UNLATCHED, gsnr_rms=UNLATCHED)
+        for entries in state["state"].values():
+            del entries["gsnr_max"], entries["gsnr_rms"]
     others, resumed = made()
     resumed.add_param_group({"params": others[2:]})
     with warnings.catch_warnings():

@@ -51,7 +51,7 @@ def portable(state_dict: dict[str, Any], groups: list[Group]) -> dict[str, Any]:
                 saved[option] = float(value)
             elif isinstance(value, torch.dtype):
                 saved[option] = str(value)
-        saved["rounding_step"] = int(saved["rounding_step"])
+        saved["rounding_step"] = int(saved.get("rounding_step", 0))
         if callable(saved["scale"]):
             rule = saved["scale"] if hasattr(saved["scale"], "__qualname__") else type(saved["scale"])
             saved["scale"] = f"{rule.__module__}.{rule.__qualname__}"
@@ -59,7 +59,8 @@ def portable(state_dict: dict[str, Any], groups: list[Group]) -> dict[str, Any]:
             saved["scale"] = "given by name"
         for number, param in zip(saved["params"], group["params"], strict=True):
             if number in state_dict["state"]:
-                state_dict["state"][number] = _with_momentum(state_dict["state"][number], param, group)
+                entries = {**UNKNOWN, **state_dict["state"][number]}
+                state_dict["state"][number] = _with_momentum(entries, param, group)
     return state_dict
 
 
@@ -115,7 +116,7 @@ def _settle_normalizers(state: Mapping[Tensor, dict[str, Any]], groups: list[Gro
         (param, raws)
         for group in groups
         for param in group["params"]
-        if (raws := [raw for key in gsnr_keys(group["split"]) if (raw := _of(state, param, key)) > 0.0])
+        if (raws := _scales(state.get(param, {}), group))
     ]
     if known["gsnr_max"] == UNLATCHED:
         known["gsnr_max"] = max((max(raws) for _, raws in scaled), default=UNLATCHED)
@@ -126,8 +127,12 @@ def _settle_normalizers(state: Mapping[Tensor, dict[str, Any]], groups: list[Gro
         group.update(known)
 
 
-def _of(state: Mapping[Tensor, dict[str, Any]], param: Tensor, key: str) -> float:
-    raw: float | None = state.get(param, {}).get(key)
+def _scales(entries: Mapping[str, Any], group: Group) -> list[float]:
+    """The raw G_snr of those blocks of a parameter that have one."""
+    return [raw for key in gsnr_keys(group["split"]) if (raw := _number(entries.get(key))) > 0.0]
+
+
+def _number(raw: float | None) -> float:
     return UNLATCHED if raw is None else raw
 
 
@@ -243,12 +248,11 @@ def _fitted_state(saved: Mapping[str, Any], param: Tensor, group: Group) -> dict
     others = {name for name in saved if _GSNR.fullmatch(str(name))}.difference(keys)
     if others:
         raise ValueError(f"holds {sorted(others)} where split={group['split']} keeps {list(keys)}")
-    fitting: dict[str, Any] = {
-        key: _latched_or_not(key, saved[key]) if param.numel() else EMPTY for key in keys if key in saved
-    }
-    for key in NORMALIZERS:
-        if key in saved and any(fitting.get(of, UNLATCHED) != UNLATCHED for of in keys):
-            fitting[key] = _latched_or_not(key, saved[key])
+    fitting: dict[str, Any] = {}
+    for key in filter(saved.__contains__, keys):
+        fitting[key] = _latched_or_not(key, saved[key]) if param.numel() else EMPTY
+    if any(raw > 0.0 for raw in fitting.values()):
+        fitting.update({key: _latched_or_not(key, saved[key]) for key in NORMALIZERS if key in saved})
     tensors = {name: saved[name] for name in _BUFFERS if saved.get(name) is not None}
     if "momentum_buffer" not in tensors:  # reset by another tool
         tensors.pop("momentum_absmax", None)

@@ -34,7 +34,7 @@ Rounding = Tensor | Noise | None
 
 def next_step(group: Group, compiling: bool, *, alone: bool) -> int | Tensor:
     """The number of this step, for the bits of stochastic rounding; a parameter alone does not count it."""
-    last = group["rounding_step"]
+    last = group.get("rounding_step", 0)  # a group may have been made of the defaults alone
     if group["rounding"] != "stochastic":
         return 0
     # With lr = 0 nothing is rounded: torch.distributed.checkpoint takes such a step to create the state.
