@@ -598,3 +598,20 @@ def test_a_model_that_becomes_float16_after_stochastic_rounding() -> None:
         ValueError, match=r"rounding: given 'stochastic' for parameter 0 .* float16; allowed: 'kahan'"
     ):
         step(params, optimizer, 1, have=(0, 1))
+
+
+def test_the_momentum_of_adamw_goes_on() -> None:
+    """Its exp_avg is the same average of gradients, and its checkpoint is refused with what to do."""
+    params, _ = made()
+    adamw = torch.optim.AdamW(params, lr=1e-3, betas=(0.9, 0.95))
+    for number in range(3):
+        step(params, adamw, number)
+    averages = {param: state["exp_avg"].clone() for param, state in adamw.state.items()}
+    optimizer = SGDSaI(params, lr=0.1, momentum=0.9)
+    with pytest.raises(ValueError, match=r"is another optimizer's.*begin with a new SGDSaI.*transfer_lr"):
+        optimizer.load_state_dict(adamw.state_dict())
+    for param, average in averages.items():
+        optimizer.state[param]["momentum_buffer"] = average.clone()
+    step(params, optimizer, 3)
+    for param, average in averages.items():
+        torch.testing.assert_close(optimizer.state[param]["momentum_buffer"], average.lerp(param.grad, 0.1))

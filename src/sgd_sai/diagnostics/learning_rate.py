@@ -35,8 +35,8 @@ def convert_lr(
     Args:
         lr, weight_decay: η > 0 and λ ≥ 0.
         given, wanted: values of `SGDSaI`'s option `normalize`.
-        normalizers: a group of an `SGDSaI` that has taken a step, whichever its form, or a mapping with its
-            "gsnr_max" and "gsnr_rms"; one that neither form needs may be missing.
+        normalizers: of an `SGDSaI` that has taken a step, whichever its form: "gsnr_max" and "gsnr_rms"; one
+            that neither form needs may be missing.
 
     Returns:
         (η, λ) in the form `wanted`.
@@ -61,7 +61,7 @@ def convert_lr(
     if not 0.0 < ratio < math.inf:
         raise ValueError(
             f"normalizers: given {divisor(wanted, normalizers)} and {divisor(given, normalizers)}; allowed: "
-            f"positive numbers ({UNLATCHED} in a group says that no block is latched: take a step first)"
+            f"positive numbers ({UNLATCHED} says that no block is latched: take a step first)"
         )
     return lr * ratio, weight_decay / ratio
 

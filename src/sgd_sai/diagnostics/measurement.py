@@ -75,7 +75,7 @@ class Measurement:
 
     @cached_property
     def normalizers(self) -> dict[str, float]:
-        """gsnr_max and gsnr_rms, which `SGDSaI` records in its groups at the first latch."""
+        """gsnr_max and gsnr_rms, which `SGDSaI` records at the first latch."""
         raws = [block.gsnr for block in self.latched]
         moments = [block.moments for block in self.latched]
         return {"gsnr_max": max(raws), "gsnr_rms": gsnr.rms_normalizer(raws, moments)}
