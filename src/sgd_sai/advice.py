@@ -139,4 +139,4 @@ def _share(optimizer: SGDSaI, n: int) -> str:
 
 
 def _elements(param: Tensor) -> int:
-    return 0 if is_lazy(param) else gsnr.as_real(param.detach()).numel()
+    return 0 if is_lazy(param) else param.numel() * (1 + param.is_complex())

@@ -327,3 +327,34 @@ def test_a_shard_is_rounded_as_that_part_of_the_whole() -> None:
     whole = rounded_stochastically(1)
     for of_rank in world(3, rounded_stochastically, 3):
         assert torch.equal(of_rank, whole)
+
+
+def measured_again(on_ranks: bool) -> dict[str, Any]:
+    """Scales are lost twice: by `measure_again`, after which momenta go on, and with the whole state."""
+    model, share = Tiny(), slice(None)
+    if on_ranks:
+        mesh = init_device_mesh("cpu", (4,))
+        model, share = shard(model, mesh), share_of(mesh)
+    optimizer = SGDSaI(model.parameters(), **OPTIONS)
+    train(model, optimizer, range(LATE + 2), share)
+    optimizer.measure_again()
+    train(model, optimizer, range(LATE + 2, LATE + 4), share)
+    optimizer.state.clear()
+    train(model, optimizer, range(LATE + 4, LATE + 6), share)
+    given = torch.ones(16)
+    if on_ranks:  # only the first rank's part is not 0
+        given[4:] = 0
+        given = distribute_tensor(given, mesh, [Shard(0)])
+    else:
+        given[4:] = 0
+    optimizer.state.pop(model.norm.weight)
+    optimizer.state[model.norm.weight]["momentum_buffer"] = given
+    train(model, optimizer, range(LATE + 6, LATE + 8), share)
+    return outcome(model, optimizer)
+
+
+def test_measured_again() -> None:
+    """On all ranks alike, where the momentum that goes on is zero on some of them."""
+    truth = measured_again(on_ranks=False)
+    for found in world(4, measured_again, True):
+        assert_same_outcome(found, truth)

@@ -170,7 +170,37 @@ def bad_input() -> None:
         SGDSaI([("w", spread)], differentiable=True)
 
 
+def scales_that_are_lost() -> None:
+    """A rank that has lost its scales says so; all of them measure again together, by one collective."""
+    together, apart = parameters(), own(parameters())
+    truth = SGDSaI(together, lr=0.1)
+    optimizer = SGDSaI(apart, lr=0.1, process_group=dist.group.WORLD)
+    for step in range(2):
+        grads = gradients(step)
+        step_all(truth, together, grads)
+        step_all(optimizer, apart, own(grads))
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.state.clear()
+    with pytest.raises(
+        ValueError, match=r"lost all scales of this rank.*optimizer.measure_again\(\) on every"
+    ):
+        step_all(optimizer, apart, own(gradients(2)))
+    optimizer.measure_again()
+    truth.state.clear()
+    collectives = []
+    for step in range(2, 5):
+        grads = gradients(step)
+        step_all(truth, together, grads)
+        with CommDebugMode() as comm:
+            step_all(optimizer, apart, own(grads))
+        collectives.append(comm.get_total_counts())
+    assert collectives == [1, 0, 0]
+    for p, q in zip(own(together), apart, strict=True):
+        torch.testing.assert_close(p, q)
+
+
 SCENARIOS = [the_maximum_is_everyones, nobody_has_a_gradient, a_rank_without_parameters, copies, bad_input]
+SCENARIOS += [scales_that_are_lost]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda f: f.__name__)
