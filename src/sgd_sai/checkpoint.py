@@ -127,6 +127,12 @@ def _settle_normalizers(state: Mapping[Tensor, dict[str, Any]], groups: list[Gro
         group.update(known)
 
 
+def _is_scaled(entries: object) -> bool:
+    return isinstance(entries, Mapping) and any(
+        _GSNR.fullmatch(str(key)) and raw > 0.0 for key, raw in entries.items()
+    )
+
+
 def _scales(entries: Mapping[str, Any], group: Group) -> list[float]:
     """The raw G_snr of those blocks of a parameter that have one."""
     return [raw for key in gsnr_keys(group["split"]) if (raw := _number(entries.get(key))) > 0.0]
@@ -179,6 +185,9 @@ def fitted(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any
                 fresh.append(name_of(group, index))
     if state and fresh:  # not an error: it may have been frozen until now
         warn(f"state_dict: lacks {len(fresh)} of the trained parameters, which begin anew: {listed(fresh)}")
+    if getattr(optimizer, "process_group", None) is None and not any(map(_is_scaled, state.values())):
+        for completed in fitting:  # normalisers without a scale would be those of another run
+            completed.update(UNKNOWN)
     return {**state_dict, "state": state, "param_groups": fitting}
 
 

@@ -147,16 +147,18 @@ def normalizers(optimizer: SGDSaI) -> dict[str, float]:
         ValueError: with a process group, the scales of this rank were thrown away.
     """
     own = normalizers_of(optimizer.param_groups, optimizer.state)
-    if optimizer.process_group is None or own["gsnr_max"] != UNLATCHED:
+    if own["gsnr_max"] != UNLATCHED:
         return own
     told = told_normalizers(optimizer.param_groups)
-    if optimizer._has_scales and told["gsnr_max"] != UNLATCHED:
+    if not optimizer._has_scales:  # of other ranks, or none
+        return told
+    if optimizer.process_group is not None and told["gsnr_max"] != UNLATCHED:
         # Alone, this rank cannot know whether the others have lost theirs too.
         raise ValueError(
             "state: it has lost all scales of this rank, but the ranks of process_group share the "
             "normalisers; allowed: optimizer.measure_again() on every rank"
         )
-    return told
+    return own
 
 
 def knows_normalizers(optimizer: SGDSaI) -> bool:

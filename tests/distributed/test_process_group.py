@@ -199,8 +199,22 @@ def scales_that_are_lost() -> None:
         torch.testing.assert_close(p, q)
 
 
+def a_copy_of_a_rank_that_waits() -> None:
+    """Its first block comes after the maximum is known, and after the group has got lost."""
+    params = own(parameters())
+    optimizer = SGDSaI(params, lr=0.1, process_group=dist.group.WORLD)
+    grads = gradients(0)
+    step_all(optimizer, params, own(grads) if dist.get_rank() == 0 else [None] * len(params))
+    known = optimizer.normalizers
+    for again in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        copies = again.param_groups[0]["params"]
+        step_all(again, copies, [torch.ones_like(p) + torch.randn(p.shape) for p in copies])
+        assert again.normalizers == known
+        assert all(again.state[p]["gsnr_max"] == known["gsnr_max"] for p in copies)
+
+
 SCENARIOS = [the_maximum_is_everyones, nobody_has_a_gradient, a_rank_without_parameters, copies, bad_input]
-SCENARIOS += [scales_that_are_lost]
+SCENARIOS += [scales_that_are_lost, a_copy_of_a_rank_that_waits]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda f: f.__name__)
