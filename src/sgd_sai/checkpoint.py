@@ -22,7 +22,7 @@ from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.messages import listed, name_of, warn
 from sgd_sai.names import in_order_of
 from sgd_sai.options import RULES, STATE_DTYPES, Group, check_options, check_param, is_given
-from sgd_sai.quantized import create_momentum8
+from sgd_sai.quantized import block_by_index, create_momentum8
 from sgd_sai.state import (
     EMPTY,
     NORMALIZERS,
@@ -102,6 +102,7 @@ def unpack(state: MutableMapping[Tensor, dict[str, Any]], groups: list[Group]) -
             for key, value in state.get(param, {}).items():
                 if isinstance(value, _Packed):
                     state[param][key] = laid_out_as(value.tensor, param).to(param.device)
+            block_by_index(state.get(param, {}))
         if isinstance(group["scale"], _Kept):
             group["scale"] = group["scale"].rule
     _settle_normalizers(state, groups)

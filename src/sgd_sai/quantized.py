@@ -1,9 +1,10 @@
 """Momentum in 8 bits.
 
-It is quantized block-wise: every 256 elements, in the order of memory, share a float32 a = max |m|. The
-code of an element is q = round(127 · √(|m|/a)), with the sign of m: a square law, whose steps shrink towards
-zero as the momenta in a block do. Measured on an EMA of noisy gradients whose sizes spread over a factor of
-fifty (tests/test_quantized.py), it is 1.8 % off, a linear code 4.2 %.
+It is quantized block-wise: every 256 elements share a float32 a = max |m|. The blocks follow the index of an
+element, row after row, not its place in memory: many checkpoint formats drop strides. The code of an element
+is q = round(127 · √(|m|/a)), with the sign of m: a square law, whose steps shrink towards zero as the momenta
+in a block do. Measured on an EMA of noisy gradients whose sizes spread over a factor of fifty
+(tests/test_quantized.py), it is 1.8 % off, a linear code 4.2 %.
 """
 
 from __future__ import annotations
@@ -29,22 +30,25 @@ _TINY = torch.finfo(torch.float32).tiny  # has a finite reciprocal
 
 @dataclass(slots=True)
 class Momentum8:
-    """A momentum in 8 bits: `codes`, int8 of the block's shape, dense; `absmax`, a float32 for each 256."""
+    """A momentum in 8 bits: `codes`, contiguous int8 of the block's shape; `absmax`, float32, one for 256."""
 
     codes: Tensor
     absmax: Tensor
 
     def read(self) -> Tensor:
-        """The momentum as float32, in the shape and the memory order of the codes."""
+        """The momentum as float32, contiguous, in the shape of the codes."""
         codes = _in_blocks(self.codes.float())
-        return _like(codes * codes.abs() * (self.absmax / _LEVELS**2).unsqueeze(1), self.codes)
+        return self._shaped(codes * codes.abs() * (self.absmax / _LEVELS**2).unsqueeze(1))
 
     def write(self, momentum: Tensor) -> None:
-        """Encode `momentum`, of the codes' shape."""
-        m = _in_blocks(torch.empty_like(self.codes, dtype=torch.float32).copy_(momentum))
+        """Encode `momentum`, of the codes' shape, in whatever order it lies in memory."""
+        m = _in_blocks(momentum.float().contiguous())
         torch.amax(m.abs(), dim=1, out=self.absmax)
         relative = m.abs().mul_(self.absmax.clamp_min(_TINY).reciprocal_().unsqueeze(1))
-        self.codes.copy_(_like(relative.sqrt_().mul_(_LEVELS).round_().mul_(m.sign()), self.codes))
+        self.codes.copy_(self._shaped(relative.sqrt_().mul_(_LEVELS).round_().mul_(m.sign())))
+
+    def _shaped(self, blocks: Tensor) -> Tensor:
+        return blocks.view(-1)[: self.codes.numel()].view(self.codes.shape)
 
     def parts(self, n: int) -> Iterator[Momentum8]:
         """The n equal parts along dim 0, each of which has its own scales."""
@@ -64,28 +68,31 @@ def fits_8_bits(param: Tensor) -> bool:
 def create_momentum8(state: dict[str, Any], param: Tensor, split: int) -> None:
     """Add a momentum of zeros in 8 bits to a state; each of the `split` parts has scales of its own."""
     real = as_real(param)
-    order = torch.preserve_format if split == 1 else torch.contiguous_format
     scales = split * -(-real.numel() // split // BLOCK)
-    codes = torch.zeros_like(real, dtype=torch.int8, memory_format=order)
+    codes = torch.zeros_like(real, dtype=torch.int8, memory_format=torch.contiguous_format)
     absmax = torch.zeros(scales, dtype=torch.float32, device=param.device)
     state.update(momentum_buffer=codes, momentum_absmax=absmax)  # both or, if there is no memory, neither
 
 
-def flat(dense: Tensor) -> Tensor:
-    """The elements of a dense tensor in the order of memory, as a view."""
-    return dense.view(-1) if dense.is_contiguous() else dense.as_strided((dense.numel(),), (1,))
+def block_by_index(state: dict[str, Any]) -> None:
+    """Encode a momentum anew whose blocks follow the order of memory, as they once did.
+
+    Codes that are not contiguous are such. The new blocks have other scales: elements are rounded once more.
+    """
+    codes = state.get("momentum_buffer")
+    if codes is None or codes.dtype != torch.int8 or codes.is_contiguous():
+        return
+    state["momentum_buffer"] = torch.empty_like(codes, memory_format=torch.contiguous_format)
+    if "gsnr" not in state:  # of several parts, whose blocks have always followed the index
+        state["momentum_buffer"].copy_(codes)
+        return
+    dims = sorted(range(codes.dim()), key=codes.stride, reverse=True)  # from the slowest on in memory
+    meant = torch.empty_like(state["momentum_buffer"], dtype=torch.float32)
+    meant.permute(dims).copy_(Momentum8(codes.permute(dims).contiguous(), state["momentum_absmax"]).read())
+    state["momentum_absmax"] = torch.empty_like(state["momentum_absmax"])
+    Momentum8(state["momentum_buffer"], state["momentum_absmax"]).write(meant)
 
 
-def _in_blocks(dense: Tensor) -> Tensor:
-    """In the order of memory, 256 a row, the last row filled up with zeros."""
-    elements = flat(dense)
-    return torch.nn.functional.pad(elements, (0, -elements.numel() % BLOCK)).view(-1, BLOCK)
-
-
-def _like(blocks: Tensor, dense: Tensor) -> Tensor:
-    """Rows of 256 in the shape and the memory order of a dense tensor."""
-    elements = blocks.view(-1)[: dense.numel()]
-    if dense.is_contiguous():
-        return elements.view(dense.shape)
-    # A copy: torch.compile cannot write to such a view.
-    return elements.as_strided(dense.shape, dense.stride()).clone()
+def _in_blocks(contiguous: Tensor) -> Tensor:
+    """256 elements a row, the last row filled up with zeros."""
+    return torch.nn.functional.pad(contiguous.view(-1), (0, -contiguous.numel() % BLOCK)).view(-1, BLOCK)

@@ -47,7 +47,8 @@ def update(
             that starts empty. None: they are built for this step alone.
 
     Tensors may lie in memory in any order without gaps. Where g or m lies in another order than θ, or θ
-    has gaps, that operand goes through a copy, which the cache keeps.
+    has gaps, that operand goes through a copy, which the cache keeps. A momentum in 8 bits is contiguous:
+    next to it, whatever is not goes through a copy.
 
     Raises:
         RuntimeError: in a CUDA graph capture, the tables do not fit and cannot be uploaded.
@@ -229,7 +230,7 @@ def _copies(
 ) -> Iterator[tuple[int, Tensor]]:
     """Room for a copy of each tensor that does not lie in the dense order of the block, after its kind.
 
-    The order is that nearest to θ's. A momentum in 8 bits has its own, since its elements share scales.
+    The order is that nearest to θ's. A momentum in 8 bits has its own, the index's, which its blocks follow.
     """
     dense = torch.empty_like(θ, device="meta") if m is None or absmax is None else m
     for kind, tensor in enumerate((θ, g, m, None, c)):
