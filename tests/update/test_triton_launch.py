@@ -263,33 +263,6 @@ def test_8_bits_found_inf_and_grad_scale(device: torch.device) -> None:
     assert all(close(a, e) for a, e in zip(actual[0], expected[0], strict=True))
 
 
-def test_8_bits_in_any_order_in_memory(device: torch.device) -> None:
-    """The codes share scales in the order of memory; θ and g are brought into it."""
-    for order in ORDERS:
-        actual, expected = (tensors(device, shapes=[(4, 6, 10, 16)]) for _ in range(2))
-        for lists in (actual, expected):
-            lists[0][0], lists[1][0] = (f(t[0]) for f, t in zip(ORDERS[order], lists[:2], strict=False))
-            lists[2][0] = in_8_bits(torch.empty_like(lists[0][0], dtype=torch.float32).copy_(lists[0][0]))  # type: ignore[call-overload]
-        way.update(*actual, [0.5], roundings=[None], step=1, **OPTIONS)
-        quantized.update(*expected, [0.5], roundings=[None], step=1, **OPTIONS)
-        assert close(actual[0][0], expected[0][0], ulps=4), order
-        assert (actual[2][0].codes.int() - expected[2][0].codes.int()).abs().max() <= 1, order
-
-
-def test_8_bits_in_another_order_than_their_parameter(device: torch.device) -> None:
-    """As those of the parts of a parameter in channels last, whose codes are contiguous."""
-    actual, expected = (tensors(device, shapes=[(4, 6, 10, 16)]) for _ in range(2))
-    for lists in (actual, expected):
-        lists[2][0] = in_8_bits(lists[2][0].contiguous())  # type: ignore[call-overload]
-        for of_kind in lists[:2]:
-            of_kind[0] = of_kind[0].contiguous(memory_format=torch.channels_last)
-    way.update(*actual, [0.5], roundings=[None], step=1, **OPTIONS)
-    quantized.update(*expected, [0.5], roundings=[None], step=1, **OPTIONS)
-    assert close(actual[0][0], expected[0][0], ulps=4)
-    assert (actual[2][0].codes.int() - expected[2][0].codes.int()).abs().max() <= 1
-    torch.testing.assert_close(actual[2][0].absmax, expected[2][0].absmax)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("maximize", [False, True])
 def test_one_tensor_needs_no_table(
@@ -426,6 +399,38 @@ def test_any_order_in_memory(device: torch.device, order: str) -> None:
     assert_same_step(make, SCALES[:2], cache)
     copied = any(launch.copies for launch in cache["launches"])
     assert copied == order.startswith(("other", "gaps", "expanded"))
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic", "kahan"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_8_bits_in_any_order_in_memory(device: torch.device, order: str, rounding: str) -> None:
+    """As a contiguous twin, bit for bit: the blocks and the bits of stochastic rounding follow the index."""
+
+    def make(*, contiguous: bool = False) -> Narrow:
+        of_kind = tensors(device, (torch.bfloat16, torch.bfloat16, torch.float32), [(4, 6, 10, 16)])
+        θ, g, m = (arrange(t[0]) for arrange, t in zip(ORDERS[order], of_kind, strict=True))  # type: ignore[arg-type]
+        if contiguous:
+            θ, g, m = θ.contiguous(), g.contiguous(), m.contiguous()
+        how = {"nearest": None, "stochastic": Noise(2, 7), "kahan": torch.zeros_like(θ)}[rounding]
+        return [θ], [g], [in_8_bits(m)], [how]
+
+    def step(which: Narrow, number: int, update: Callable[..., None] = way.update) -> None:
+        update(*which[:3], [0.5], roundings=which[3], step=number, **OPTIONS)
+
+    strided, twin, expected = make(), make(contiguous=True), make()
+    step(expected, 1, quantized.update)
+    for number in (1, 2):
+        step(strided, number)
+        step(twin, number)
+        assert torch.equal(strided[0][0], twin[0][0])
+        assert torch.equal(strided[2][0].codes, twin[2][0].codes)
+        assert torch.equal(strided[2][0].absmax, twin[2][0].absmax)
+        assert rounding != "kahan" or torch.equal(strided[3][0], twin[3][0])
+        if number == 1:
+            assert close(strided[0][0], expected[0][0])
+            assert rounding != "stochastic" or (strided[0][0] == expected[0][0]).float().mean() > 0.99
+            assert (strided[2][0].codes.int() - expected[2][0].codes.int()).abs().max() <= 1
+            torch.testing.assert_close(strided[2][0].absmax, expected[2][0].absmax)
 
 
 @pytest.mark.parametrize("offset", [0, 1, 4])
