@@ -157,6 +157,14 @@ def test_a_model_may_change_its_memory_format_in_a_run(dtype: torch.dtype, optio
     assert_same(one, two)
 
 
+def test_complex_parameters() -> None:
+    param, twin = (parameter((60, 50), order, torch.complex64) for order in (transposed, Tensor.contiguous))
+    one, two = optimizer_of(param), optimizer_of(twin)
+    train(param, one, range(3), transposed)
+    train(twin, two, range(3))
+    assert_same(one, two)
+
+
 def test_a_gradient_that_is_expanded_is_not_written_to() -> None:
     param, twin = (parameter((24, 10, 5, 5), Tensor.contiguous) for _ in range(2))
     one, two = optimizer_of(param, scale="sqrt_d"), optimizer_of(twin, scale="sqrt_d")

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sgd_sai.quantized import BLOCK, Momentum, Momentum8
@@ -66,7 +67,9 @@ def _pieces(
     tensors = θ, g, codes, rounding if isinstance(rounding, Tensor) else None
     contiguous = all(tensor is None or tensor.is_contiguous() for tensor in tensors)
     by_index = isinstance(m, Momentum8) and not contiguous
-    if by_index:  # whole rows where it can be: they take the fewest copies
+    if by_index and torch.compiler.is_compiling():  # copies of pieces would be hundreds of kernels to compile
+        size = θ.numel()
+    elif by_index:  # whole rows where it can be: they take the fewest copies
         rows = math.lcm(θ[0].numel(), BLOCK)
         size = size // rows * rows or size
     begin = 0
