@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
-from sgd_sai.gsnr import has_data
 from sgd_sai.kernels.tables import available
 from sgd_sai.options import Group
 from sgd_sai.quantized import Momentum
@@ -79,7 +79,7 @@ def _choose(param: Tensor, group: Group, compiling: bool, narrow: bool) -> Updat
         return quantized.update if narrow else foreach.update  # compiled, it is one graph
     if not group["fused"] and (group["foreach"], group["fused"]) != (None, None):
         return quantized.update if narrow else reference.update
-    if not has_data(param):
+    if isinstance(param, FakeTensor):  # kernels want data
         return quantized.update if narrow else foreach.update
     if param.is_cpu:
         return quantized.update if narrow else cpu.update
