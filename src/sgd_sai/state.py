@@ -51,12 +51,11 @@ def create_gsnr(states: MutableMapping[Tensor, State], param: Tensor, group: Gro
         plain: see `check_whole`.
     """
     state = states.setdefault(param, {})
-    if lacks_gsnr(state, group):
-        check_whole(param, group, plain)
-        for key in gsnr_keys(group["split"]):
-            if state.get(key) is None:
-                # An empty parameter will never be measured, and must not be waited for.
-                state[key] = UNLATCHED if param.numel() else EMPTY
+    for key in gsnr_keys(group["split"]):
+        if state.get(key) is None:
+            check_whole(param, group, plain)
+            # An empty parameter will never be measured, and must not be waited for.
+            state[key] = UNLATCHED if param.numel() else EMPTY
     return state
 
 
