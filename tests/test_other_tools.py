@@ -417,6 +417,24 @@ def test_an_8_bit_momentum_that_is_replaced_by_zeros_or_loses_its_scales() -> No
         step(params, optimizer, 1)
 
 
+@pytest.mark.parametrize("options", [{}, NARROW, {"rounding": "kahan"}], ids=str)
+@pytest.mark.parametrize("way", ["for-loop", "foreach", "default"])
+def test_a_momentum_that_is_switched_off_and_on(way: str, options: dict[str, Any]) -> None:
+    """What it was stays, and goes on."""
+    params, optimizer = made(**options, **WAYS[way])
+    step(params, optimizer, 0)
+    before = [param.detach().clone() for param in params]
+    optimizer.param_groups[0]["momentum"] = 0.0
+    step(params, optimizer, 1)
+    for param, old, scale in zip(params, before, scales(params, optimizer), strict=True):
+        torch.testing.assert_close(param.detach(), old - 0.1 * scale * param.grad)
+    optimizer.param_groups[0]["momentum"] = 0.9
+    kept = optimizer.state[params[0]]["momentum_buffer"].clone()
+    step(params, optimizer, 2)
+    expected = kept.lerp(params[0].grad, 0.1)
+    torch.testing.assert_close(optimizer.state[params[0]]["momentum_buffer"], expected)
+
+
 # Groups that others hold too
 
 

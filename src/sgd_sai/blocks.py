@@ -111,7 +111,8 @@ def plain_columns(
         return None
     if not all(dtype.is_floating_point for dtype in {grad.dtype for grad in grads}):
         return None
-    if group["state_dtype"] == "8bit" or any("momentum_absmax" in state for state in of_params):
+    in_8_bits = group["state_dtype"] == "8bit" or any("momentum_absmax" in state for state in of_params)
+    if in_8_bits and group["momentum"] != 0:
         absmaxes = [state.get("momentum_absmax") for state in of_params]
         if any((m.dtype == torch.int8) != (a is not None) for m, a in zip(momenta, absmaxes, strict=True)):
             return None
