@@ -120,7 +120,8 @@ def test_a_step_with_zero_gradients_and_lr_zero_latches_nothing() -> None:
     before = copy.deepcopy(params)
     optimizer.step()
     assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True))
-    assert all(set(optimizer.state[p]) == {"momentum_buffer", "gsnr"} for p in params)
+    expected = {"momentum_buffer", "gsnr", "gsnr_max", "gsnr_rms"}
+    assert all(set(optimizer.state[p]) == expected for p in params)
     assert all(optimizer.state[p]["gsnr"] == UNLATCHED for p in params)
     assert optimizer.param_groups[0]["gsnr_max"] == UNLATCHED
 

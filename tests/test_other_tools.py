@@ -7,16 +7,24 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import pickle
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from optimizer_info import WAYS, give_gradients
 from sgd_sai import UNLATCHED, SGDSaI, gradient_release
@@ -96,7 +104,7 @@ def test_an_entry_of_another_tool_changes_nothing_and_is_saved(
             for param in params:
                 optimizer.state[param]["slow"] = param.detach().clone()
                 optimizer.state[param]["count"] = 3
-            optimizer.state["calls"] = 7  # of the whole model  # type: ignore[index]
+            optimizer.state["calls"] = torch.arange(3)  # of the whole model  # type: ignore[index]
         step(plain, ours, which)
         step(params, optimizer, which)
     assert_equal(params, plain)
@@ -105,7 +113,7 @@ def test_an_entry_of_another_tool_changes_nothing_and_is_saved(
         for q, p in zip(resumed, params, strict=True):
             q.copy_(p)
     other.load_state_dict(through_a_file(optimizer.state_dict()))
-    assert other.state["calls"] == 7  # type: ignore[index]
+    assert torch.equal(other.state["calls"], torch.arange(3))  # type: ignore[index]
     for which in range(3, 5):
         step(plain, ours, which)
         step(resumed, other, which)
@@ -277,6 +285,199 @@ def test_begun_anew(anew: Callable[[SGDSaI], SGDSaI], options: dict[str, Any]) -
     assert_equal(params, fresh)
     assert optimizer.normalizers == other.normalizers
     assert scales(params, optimizer) == scales(fresh, other)
+
+
+def cleared_and_copied(optimizer: SGDSaI) -> SGDSaI:
+    optimizer.state.clear()
+    return pickle.loads(pickle.dumps(optimizer))
+
+
+def options_restored(optimizer: SGDSaI) -> SGDSaI:
+    """Into an optimizer that is new: only hyper-parameters."""
+    other = SGDSaI(optimizer.param_groups[0]["params"])
+    saved = optimizer.state_dict()["param_groups"][0]
+    other.param_groups[0].update({key: value for key, value in saved.items() if key != "params"})
+    return other
+
+
+def group_shared(optimizer: SGDSaI) -> SGDSaI:
+    """With an optimizer that has taken a step on another gradient."""
+    other = SGDSaI(optimizer.param_groups)
+    step(optimizer.param_groups[0]["params"], optimizer, 5, have=(2,))
+    return other
+
+
+def scales_gone(optimizer: SGDSaI, by: Any = None) -> SGDSaI:
+    for state in optimizer.state.values():
+        state["gsnr"] = by
+        state["momentum_buffer"] = None
+    return optimizer
+
+
+def scales_of_minus_one(optimizer: SGDSaI) -> SGDSaI:
+    return scales_gone(optimizer, UNLATCHED)
+
+
+def scales_gone_and_saved(optimizer: SGDSaI) -> SGDSaI:
+    scales_gone(optimizer).load_state_dict(through_a_file(optimizer.state_dict()))
+    return optimizer
+
+
+@pytest.mark.filterwarnings("ignore:SGDSaI", "ignore:state_dict")
+@pytest.mark.parametrize("options", [{}, {"normalize": "rms", "lr": 1e-3}, NARROW], ids=str)
+@pytest.mark.parametrize(
+    "anew",
+    [
+        cleared_and_copied,
+        options_restored,
+        group_shared,
+        scales_gone,
+        scales_of_minus_one,
+        scales_gone_and_saved,
+    ],
+    ids=lambda f: f.__name__,
+)
+def test_a_divisor_that_no_scale_has_is_not_believed(
+    anew: Callable[[SGDSaI], SGDSaI], options: dict[str, Any]
+) -> None:
+    params, optimizer = made(**options)
+    step(params, optimizer, 0, have=(2,))
+    optimizer = anew(optimizer)
+    params = optimizer.param_groups[0]["params"]
+    fresh = [nn.Parameter(param.detach().clone()) for param in params]
+    other = SGDSaI(fresh, **{"lr": 0.1, **options})
+    for which in (2, 3):
+        step(params, optimizer, which)
+        step(fresh, other, which)
+    assert optimizer.normalizers == other.normalizers
+    assert scales(params, optimizer) == scales(fresh, other)
+    assert_equal(params, fresh)
+
+
+@pytest.mark.filterwarnings("ignore:SGDSaI")
+def test_blocks_of_another_run_do_not_change_the_divisor_of_late_ones() -> None:
+    """Each block keeps its own; a late one takes that of most."""
+    (params, optimizer), (plain, truth), (others, donor) = made(), made(), made()
+    step(params, optimizer, 0, have=(0, 1, 2))
+    step(plain, truth, 0, have=(0, 1, 2))
+    step(others, donor, 0, have=(0, 2))
+    optimizer.state[params[0]] = copy.deepcopy(donor.state[others[0]])
+    step(params, optimizer, 1)
+    step(plain, truth, 1)
+    assert scales(params, optimizer)[1:] == scales(plain, truth)[1:]
+    assert scales(params, optimizer)[0] == scales(others[:1], donor)[0]
+
+
+@pytest.mark.parametrize("key", ["gsnr_max", "gsnr_rms"])
+@pytest.mark.parametrize("taken", ["none", "gone", "tensor"])
+@pytest.mark.parametrize("normalize", [True, "rms"])
+def test_a_divisor_that_is_taken_away(key: str, taken: str, normalize: Any) -> None:
+    """The other blocks know it; in a tensor it is the same number. Also while a block is still to come."""
+    runs = []
+    for damaged in (False, True):
+        params, optimizer = made(normalize=normalize)
+        step(params, optimizer, 0, have=(0, 1, 2))
+        state = optimizer.state[params[0]]
+        if damaged and taken == "gone":
+            del state[key]
+        elif damaged:
+            state[key] = None if taken == "none" else torch.tensor(state[key], dtype=torch.float64)
+        optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
+        if damaged:
+            optimizer.state[params[1]][key] = None
+        step(params, optimizer, 1)
+        step(params, optimizer, 2)
+        runs.append(params)
+    assert_equal(*runs)
+
+
+def test_a_scale_that_is_a_tensor_or_none_when_all_are_measured_again() -> None:
+    params, optimizer = made()
+    step(params, optimizer, 0)
+    fresh = SGDSaI([nn.Parameter(param.detach().clone()) for param in params], lr=0.1)
+    optimizer.state[params[1]]["gsnr"] = torch.tensor(optimizer.state[params[1]]["gsnr"])
+    step(params, optimizer, 1)
+    optimizer.state[params[2]]["gsnr"] = None
+    optimizer.measure_again()
+    step(params, optimizer, 2)
+    step(fresh.param_groups[0]["params"], fresh, 2)
+    assert scales(params, optimizer) == scales(fresh.param_groups[0]["params"], fresh)
+
+
+@pytest.mark.filterwarnings("ignore:SGDSaI")
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("case", ["measure_first", "reset", "of two runs"])
+def test_distributed_checkpoints_keep_what_lies_beside_a_scale(case: str, flat: bool, tmp_path: Any) -> None:
+    """That a momentum has not begun, and divisors that differ between blocks."""
+    options = {"measure_first": case == "measure_first"}
+    kind = StateDictOptions(flatten_optimizer_state_dict=flat)
+
+    def new() -> tuple[nn.Module, list[nn.Parameter], SGDSaI]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(70, 70), nn.Linear(70, 5))
+        return model, list(model.parameters()), SGDSaI(model.parameters(), lr=0.1, **options)
+
+    model, params, optimizer = new()
+    step(params, optimizer, 0)
+    if case == "reset":
+        for state in optimizer.state.values():
+            state["momentum_buffer"] = None
+    elif case == "of two runs":
+        head = [nn.Parameter(torch.randn(5, 70)), nn.Parameter(torch.randn(5))]
+        donor = SGDSaI(head, lr=0.1)
+        step(head, donor, 0, have=(0, 1))
+        optimizer.state[params[2]] = copy.deepcopy(donor.state[head[0]])
+    model.zero_grad()
+    dcp.save(get_optimizer_state_dict(model, optimizer, options=kind), checkpoint_id=tmp_path, no_dist=True)
+    resumed, others, other = new()
+    resumed.load_state_dict(model.state_dict())
+    state = get_optimizer_state_dict(resumed, other, options=kind)
+    dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
+    set_optimizer_state_dict(resumed, other, state, options=kind)
+    assert scales(others, other) == scales(params, optimizer)
+    for which in (1, 2):
+        step(params, optimizer, which)
+        step(others, other, which)
+    assert_equal(others, params)
+
+
+def test_a_state_that_was_written_as_json() -> None:
+    """Numbers of parameters are strings there."""
+    params, optimizer = made(momentum=0.0)
+    step(params, optimizer, 0, have=(2,))
+    step(params, optimizer, 1)
+    others, resumed = made(momentum=0.0)
+    resumed.load_state_dict(json.loads(json.dumps(optimizer.state_dict())))
+    assert scales(others, resumed) == scales(params, optimizer)
+    assert all(isinstance(key, Tensor) for key in resumed.state)
+
+
+def test_numbers_of_numpy_stay_out_of_the_state() -> None:
+    """Or torch would not load the file."""
+    params, _ = made()
+    given = dict(zip("abcd", np.arange(1.0, 5.0), strict=True))
+    for options in ({"eps": np.float64(1e-8)}, {"scale": given}):
+        optimizer = SGDSaI(list(zip("abcd", params, strict=True)), lr=0.1, **options)
+        step(params, optimizer, 0)
+        assert type(optimizer.state[params[0]]["gsnr"]) is float
+        through_a_file(optimizer.state_dict())
+    again = SGDSaI(optimizer.param_groups)  # whose groups have their names apart
+    assert again.param_groups[0]["scale"] is given
+
+
+@pytest.mark.parametrize("shape", [(6, 1024), (6, 800), (6, 30)], ids=str)
+@pytest.mark.parametrize("options", [{}, NARROW], ids=str)
+def test_another_split(shape: tuple[int, int], options: dict[str, Any]) -> None:
+    """The parts are measured; a momentum in 8 bits, whose blocks follow the parts, begins anew."""
+    params = [nn.Parameter(torch.randn(shape)), nn.Parameter(torch.randn(9, 2))]
+    optimizer = SGDSaI([{"params": params[:1]}, {"params": params[1:]}], lr=0.1, **options)
+    for which, split in enumerate((1, 3, 2, 1)):
+        optimizer.param_groups[0]["split"] = split
+        step(params, optimizer, which, have=(0, 1))
+        optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
+        keys = {key for key in optimizer.state[params[0]] if key.startswith("gsnr")}
+        assert len(keys) == split + 2
+        assert all(optimizer.state[params[0]][key] > 0 for key in keys)
 
 
 def test_the_groups_alone_are_replaced() -> None:
@@ -511,6 +712,37 @@ def test_lazy_modules(options: dict[str, Any]) -> None:
         optimizer.step()
     keys = [f"gsnr_{part}" for part in range(3)] if options.get("split") else ["gsnr"]
     assert all(optimizer.state[param][key] > 0 for param in model.parameters() for key in keys)
+    lazy = nn.Sequential(nn.LazyLinear(90), nn.Tanh(), nn.Linear(90, 3))
+    other = SGDSaI(lazy.parameters(), lr=9.0, **options)
+    other.load_state_dict(through_a_file(optimizer.state_dict()))  # before the first forward pass
+    lazy(torch.zeros(1, 60))
+    lazy.load_state_dict(model.state_dict())
+    for each, of in ((model, optimizer), (lazy, other)):
+        of.zero_grad()
+        torch.manual_seed(1)
+        each(torch.randn(5, 60)).square().mean().backward()
+        of.step()
+    assert_equal(list(lazy.parameters()), list(model.parameters()))
+
+
+@pytest.mark.filterwarnings("ignore:SGDSaI")
+def test_gradient_release_of_lazy_modules() -> None:
+    """They are released once they have a shape."""
+    runs = []
+    for release in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.LazyLinear(9), nn.Linear(9, 3))
+        optimizer = SGDSaI(model.parameters(), lr=0.1)
+        if release:
+            gradient_release(model, optimizer)
+        for which in range(4):
+            torch.manual_seed(which)
+            model(torch.randn(5, 6)).square().mean().backward()
+            assert (type(model[0].weight.grad) is Tensor) == (not release or which < 1)
+            optimizer.step()
+            optimizer.zero_grad()
+        runs.append(list(model.parameters()))
+    assert_equal(*runs)
 
 
 def test_a_parameter_that_is_appended_to_a_group_with_names() -> None:

@@ -185,11 +185,6 @@ def state_of_a_split(state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def gsnr_of_none(state: dict[str, Any]) -> dict[str, Any]:
-    state["state"][2]["gsnr"] = None
-    return state
-
-
 def gsnr_of_many(state: dict[str, Any]) -> dict[str, Any]:
     state["state"][2]["gsnr"] = torch.ones(3)
     return state
@@ -248,7 +243,6 @@ MISFITS = {
     of_muon: "is another optimizer's, since its groups have .*'nesterov'",
     state_of_adamw: "holds no 'gsnr'; it is another optimizer's.*begin with a new SGDSaI",
     state_of_a_split: r"parameter 2 of its group.*holds \['gsnr_1'\] where split=1 keeps \['gsnr'\]",
-    gsnr_of_none: "parameter 2 of its group.*gsnr is None; allowed: a number",
     gsnr_of_many: r"parameter 2 of its group.*gsnr is a tensor of shape \(3,\)",
     complex_momentum: "momentum_buffer is of torch.complex64, the parameter of torch.float32",
     eight_bits_alone: "parameter 0 of its group.*lacks 'momentum_absmax'",

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 # A late block whose G_snr is at most so many times the maximum loses nothing by the cap.
 _CAPPED = 1.1
-# ε against the standard deviation, and the least share of the elements that is worth a word: the biases of
-# keys, whose gradients are rounding errors, are a hundredth of a percent.
+# ε against the standard deviation of a block; and how much smaller it makes the scales, in the mean over the
+# elements, before that is worth a word. The biases of keys, whose gradients are rounding errors, lose all.
 _SMALL_DEVIATION = 0.01
-_SHARE = 0.01
+_LOST = 0.01
 
 
 class Latched(NamedTuple):
@@ -76,7 +76,7 @@ def _of_unlatched(optimizer: SGDSaI) -> None:
         for index, param in enumerate(group["params"])
         if param.requires_grad and is_unlatched(param, optimizer.state.get(param, {}), group)
     ]
-    if waiting:
+    if waiting and _once(optimizer, "unlatched"):
         share = _share(optimizer, sum(_elements(param) for _, param in waiting))
         warn(
             f"SGDSaI: {len(waiting)} parameter(s), {share}, met no finite, non-zero gradient in the first "
@@ -101,19 +101,20 @@ def _of_capped(optimizer: SGDSaI, latched: Sequence[Latched], gsnr_max: float) -
 
 
 def _of_small_deviations(optimizer: SGDSaI, latched: Sequence[Latched]) -> None:
-    small = [
-        of
-        for of in latched
-        if of.group["scale"] == "gsnr"
-        and of.group["eps"] > _SMALL_DEVIATION * gsnr.deviation(of.moments, unbiased=of.group["unbiased"])
-    ]
-    n = sum(of.moments.n for of in small)
-    if n < _SHARE * sum(of.moments.n for of in latched) or n == 0 or not _once(optimizer, "eps"):
+    deviations = [gsnr.deviation(of.moments, unbiased=of.group["unbiased"]) for of in latched]
+    small, lost = [], 0.0
+    for of, σ in zip(latched, deviations, strict=True):
+        eps = of.group["eps"]
+        if of.group["scale"] == "gsnr" and eps > _SMALL_DEVIATION * σ:
+            small.append(of)
+            lost += of.moments.n * eps / (σ + eps)
+    if lost < _LOST * sum(of.moments.n for of in latched) or not small or not _once(optimizer, "eps"):
         return
+    share = _share(optimizer, sum(of.moments.n for of in small))
     names = _names(small)
     warn(
         f"SGDSaI: eps={small[0].group['eps']} is more than 1 % of the standard deviation of the gradients of "
-        f"{len(names)} parameter(s), {_share(optimizer, n)}: {listed(names)}. It makes their scales smaller; "
+        f"{len(names)} parameter(s), {share}: {listed(names)}. It makes their scales smaller; "
         "eps=0 does not"
     )
 
@@ -135,7 +136,8 @@ def _share(optimizer: SGDSaI, n: int) -> str:
     """How many of the elements that the optimizer trains these are."""
     params = [param for group in optimizer.param_groups for param in group["params"]]
     whole = sum(_elements(param) for param in params if param.requires_grad)
-    return f"{100 * n / max(whole, n, 1):.2g} % of the elements"
+    percent = 100 * n / max(whole, n, 1)
+    return f"{percent:.{0 if percent >= 1 else 2}f} % of the elements"
 
 
 def _elements(param: Tensor) -> int:

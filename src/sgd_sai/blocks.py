@@ -70,11 +70,12 @@ class Columns(NamedTuple):
 def columns_of(blocks: Sequence[Block], group: Group) -> Columns:
     """The columns of those blocks that do not rest."""
     moving = [block for block in blocks if not block.rests]
+    divisors = divisors_of([block.state for block in moving], group["normalize"])
     return Columns(
         params=[block.param for block in moving],
         grads=[block.grad for block in moving],
         momenta=[block.momentum for block in moving],
-        scales=scales_of([block.gsnr for block in moving], [block.state for block in moving], group),
+        scales=scales_of([block.gsnr for block in moving], divisors, group["normalize"]),
         roundings=[block.rounding for block in moving],
     )
 
@@ -98,7 +99,8 @@ def plain_columns(
     if not params or None in of_params:
         return None
     raws = [state.get("gsnr", UNLATCHED) for state in of_params]
-    if UNLATCHED in raws or None in raws:
+    divisors = divisors_of(of_params, group["normalize"])
+    if UNLATCHED in raws or set(map(type, raws + divisors)) != {float} or min(divisors) <= 0:
         return None
     momenta: list[Any] = [None] * len(params)
     tensors = grads
@@ -114,13 +116,14 @@ def plain_columns(
     in_8_bits = group["state_dtype"] == "8bit" or any("momentum_absmax" in state for state in of_params)
     if in_8_bits and group["momentum"] != 0:
         absmaxes = [state.get("momentum_absmax") for state in of_params]
-        if any((m.dtype == torch.int8) != (a is not None) for m, a in zip(momenta, absmaxes, strict=True)):
+        narrow = [m.dtype == torch.int8 and m.is_contiguous() for m in momenta]
+        if narrow != [a is not None for a in absmaxes]:
             return None
         momenta = [m if a is None else Momentum8(m, a) for m, a in zip(momenta, absmaxes, strict=True)]
     roundings = _plain_roundings(places, params, of_params, group)
     if roundings is None:
         return None
-    return Columns(params, grads, momenta, scales_of(raws, of_params, group), roundings)
+    return Columns(params, grads, momenta, scales_of(raws, divisors, group["normalize"]), roundings)
 
 
 def _plain_roundings(
@@ -174,40 +177,49 @@ def _roundings(index: int, param: Tensor, state: State, group: Group, parts: int
     return [None] * parts
 
 
-def scales_of(raws: Sequence[float], states: Sequence[State], group: Group) -> list[float]:
+def with_fresh_momenta(blocks: list[Block], group: Group) -> list[Block]:
+    """The blocks of a parameter whose momentum was created in this step: it begins where there is a scale.
+
+    Those were measured before, or momentum was 0 until now, or it was reset.
+    """
+    for block in blocks:
+        block.fresh = True
+        if block.gsnr != UNLATCHED:
+            start_momentum(block.momentum, block.grad, group["maximize"])
+    return blocks
+
+
+def divisors_of(states: Sequence[State], form: gsnr.Normalize) -> list[Any]:
+    """What divides G_snr in a form of lr, for blocks of these states; None or −1 where a state lacks it."""
+    if form is True or form == "rms":
+        key = "gsnr_max" if form is True else "gsnr_rms"
+        return [state.get(key) for state in states]
+    return [float(form or 1.0)] * len(states)
+
+
+def scales_of(raws: Sequence[float], divisors: Sequence[float], form: gsnr.Normalize) -> list[float]:
     """The scales that multiply lr, from raw G_snr: G̃, or G_snr where the group is not normalised.
 
     A block without a scale has 0.
 
     Args:
         raws: the raw G_snr of some blocks.
-        states: the state of the parameter of each of them, which has its normalisers too.
-        group: the options.
+        divisors: see `divisors_of`.
+        form: the option `normalize`.
 
     Raises:
-        ValueError: the group divides by a number that the state lacks.
+        ValueError: a state lacks its divisor.
     """
-    form = group["normalize"]
-    if form is True or form == "rms":
-        key = "gsnr_max" if form is True else "gsnr_rms"
-        divisors = [state.get(key, UNLATCHED) for state in states]
-        if divisors and min(divisors) <= 0:
-            divisors = _only_where_needed(divisors, raws, form)
-    else:
-        divisors = [form or 1.0] * len(raws)
+    if min(divisors, default=1.0) <= 0:  # a block that has no scale, or no elements, needs none
+        if any(N <= 0 and G not in (UNLATCHED, EMPTY) for G, N in zip(raws, divisors, strict=True)):
+            raise ValueError(
+                f"normalize: {form!r} divides by a number that the state lacks: it was saved before there "
+                "was one; allowed: the form in which it was saved, or optimizer.measure_again()"
+            )
+        divisors = [N if N > 0 else 1.0 for N in divisors]
     if form is True:
         return [0.0 if G == UNLATCHED else gsnr.scale(G, N) for G, N in zip(raws, divisors, strict=True)]
     return [0.0 if G == UNLATCHED else G / N for G, N in zip(raws, divisors, strict=True)]
-
-
-def _only_where_needed(divisors: list[float], raws: Sequence[float], form: str | bool) -> list[float]:
-    """The divisors, where some are missing: a block that has no scale, or no elements, needs none."""
-    if any(N <= 0 and G not in (UNLATCHED, EMPTY) for G, N in zip(raws, divisors, strict=True)):
-        raise ValueError(
-            f"normalize: {form!r} divides by a number that the state lacks: it was saved before there was "
-            "one; allowed: the form in which it was saved, or optimizer.measure_again()"
-        )
-    return [N if N > 0 else 1.0 for N in divisors]
 
 
 def start_momentum(momentum: Momentum, grad: Tensor, maximize: bool) -> None:

@@ -18,19 +18,21 @@ from sgd_sai import advice, gsnr
 from sgd_sai.blocks import Block, start_momentum
 from sgd_sai.cuda_graph import capturing
 from sgd_sai.distributed.collectives import gather_over_ranks
-from sgd_sai.distributed.layout import Part, part_of
+from sgd_sai.distributed.layout import part_of
 from sgd_sai.given_scales import given_gsnr
 from sgd_sai.gsnr import UNLATCHED, Moments, has_data
 from sgd_sai.messages import name_of
 from sgd_sai.options import Group, is_given
 from sgd_sai.quantized import Momentum, Momentum8
 from sgd_sai.state import (
-    NORMALIZERS,
     UNKNOWN,
     State,
     create_gsnr,
+    float_of,
     gsnr_keys,
     gsnr_of_group,
+    has_scales,
+    momentum_values,
     normalizers_of,
     told_normalizers,
 )
@@ -119,8 +121,8 @@ def latch_measured(optimizer: SGDSaI, measured: Mapping[Tensor, Moments]) -> Non
         states = [create_gsnr(optimizer.state, param, group, plain=optimizer._plain) for param in params]
         if raw != UNLATCHED:
             latched.append(advice.Latched(group, places, raw, of_block))
-            held = [state.get("momentum_absmax", state.get("momentum_buffer")) for state in states]
-            for state, begun in zip(states, _hold_something(held), strict=True):
+            held = list(map(momentum_values, states))
+            for state, begun in zip(states, gsnr.hold_something(held), strict=True):
                 if not begun:
                     _forget_momentum(state)
                 state.update({"gsnr": raw, **divisors})
@@ -133,10 +135,9 @@ def measure_again(optimizer: SGDSaI) -> None:
         group.update(UNKNOWN)
         for state in filter(None, map(optimizer.state.get, group["params"])):
             for key in gsnr_keys(group["split"]):
-                if state.get(key, 0.0) > 0.0:  # a block without elements needs no scale
+                if float_of(state, key) > 0.0:  # a block without elements needs no scale
                     state[key] = UNLATCHED
-            for key in NORMALIZERS:
-                state.pop(key, None)
+            state.update(UNKNOWN)
     optimizer._has_scales = False
 
 
@@ -147,22 +148,22 @@ def normalizers(optimizer: SGDSaI) -> dict[str, float]:
         ValueError: with a process group, the scales of this rank were thrown away.
     """
     own = normalizers_of(optimizer.param_groups, optimizer.state)
-    if own["gsnr_max"] != UNLATCHED:
+    if own["gsnr_max"] != UNLATCHED or optimizer.process_group is None:
         return own
     told = told_normalizers(optimizer.param_groups)
-    if not optimizer._has_scales:  # of other ranks, or none
-        return told
-    if optimizer.process_group is not None and told["gsnr_max"] != UNLATCHED:
+    if optimizer._has_scales and told["gsnr_max"] != UNLATCHED:
         # Alone, this rank cannot know whether the others have lost theirs too.
         raise ValueError(
             "state: it has lost all scales of this rank, but the ranks of process_group share the "
             "normalisers; allowed: optimizer.measure_again() on every rank"
         )
-    return own
+    return told
 
 
 def knows_normalizers(optimizer: SGDSaI) -> bool:
     """True once the first blocks have latched, on any rank."""
+    if has_scales(optimizer.param_groups, optimizer.state):
+        return True
     return normalizers(optimizer)["gsnr_max"] != UNLATCHED
 
 
@@ -215,7 +216,7 @@ def _raw_gsnr(optimizer: SGDSaI, group: Group, index: int, moments: Moments) -> 
         return measured  # a member whose gradient came late joins the block as it was measured
     rule = group["scale"]
     if rule == "gsnr":
-        return gsnr.g_snr(moments, eps=group["eps"], unbiased=group["unbiased"])
+        return float(gsnr.g_snr(moments, eps=group["eps"], unbiased=group["unbiased"]))  # eps may be NumPy's
     if rule == "sqrt_d":
         return gsnr.sqrt_d(moments)
     raw = float(rule(moments))
@@ -236,20 +237,13 @@ def _begun(latching: Sequence[tuple[Group, Sequence[Block]]]) -> set[int]:
         if not member.fresh and member.momentum is not None and has_data(member.grad)
     ]
     held = [part_of(member.whole_grad, group["split"], _values(member.momentum)) for group, member in given]
-    return {id(member) for (_, member), holds in zip(given, _hold_something(held), strict=True) if holds}
+    return {id(member) for (_, member), holds in zip(given, gsnr.hold_something(held), strict=True) if holds}
 
 
 def _values(momentum: Momentum) -> Tensor:
     """A tensor that is zeros if the momentum is."""
     assert momentum is not None
     return momentum.absmax if isinstance(momentum, Momentum8) else momentum
-
-
-def _hold_something(tensors: Sequence[Tensor | Part | None]) -> list[bool]:
-    """True for each tensor with an element that is not 0; the host waits once, on all ranks."""
-    given = [tensor for tensor in tensors if tensor is not None]
-    moments = iter(gsnr.measure([[tensor] for tensor in given]) if given else [])
-    return [tensor is not None and next(moments).total_sq != 0.0 for tensor in tensors]
 
 
 def _freeze(block: Block, entries: State, group: Group, *, begun: bool) -> None:
@@ -278,10 +272,15 @@ def _normalizers(optimizer: SGDSaI, raws: Sequence[float], moments: Sequence[Mom
     if known["gsnr_max"] == UNLATCHED:
         latched = [pair for pair in zip(raws, moments, strict=True) if pair[0] != UNLATCHED]
         known = _first_normalizers(optimizer.param_groups, latched, optimizer.process_group)
-        for group in optimizer.param_groups:
-            group.update(known)
+        tell(optimizer.param_groups, known)
     optimizer._has_scales |= any(raw != UNLATCHED for raw in raws)
     return known
+
+
+def tell(groups: Sequence[Group], known: Mapping[str, float]) -> None:
+    """Copy the normalisers into groups; see `told_normalizers`."""
+    for group in groups:
+        group.update(known)
 
 
 def _first_normalizers(

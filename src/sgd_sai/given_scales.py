@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 def given_gsnr(group: Group, index: int) -> float:
     """The raw G_snr that the user gives for a parameter, which has a name: see `check_whole`."""
-    raw: float = group["scale"][group["param_names"][index]]
-    return raw
+    return float(group["scale"][group["param_names"][index]])
 
 
 def check_names(groups: list[Group], process_group: ProcessGroup | None = None) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from sgd_sai import first_gradient
 from sgd_sai.distributed.layout import laid_out_as
@@ -42,8 +43,8 @@ class GradientRelease:
         self._measured: dict[Tensor, Moments] = {}
         self._places: dict[Tensor, tuple[int, int]] = {}  # group and place in it; see `_place_of`
         self._hooks: dict[Tensor, Any] = {}
-        self._before = optimizer.register_step_pre_hook(self._before_step)
         self._hook_all()
+        self._before = optimizer.register_step_pre_hook(self._before_step)
 
     def remove(self) -> None:
         """From now on gradients stay, and `step` moves the parameters."""
@@ -87,7 +88,7 @@ class GradientRelease:
         hook = partial(_accumulated, weakref.ref(self))
         for group in self._optimizer.param_groups:
             for param in group["params"]:
-                if param.requires_grad and param not in self._hooks:
+                if param.requires_grad and param not in self._hooks and not is_lazy(param):
                     _end_others(param)
                     self._hooks[param] = param.register_post_accumulate_grad_hook(hook)
 

@@ -186,6 +186,16 @@ def measure(blocks: Sequence[Sequence[Tensor | Part]]) -> list[Moments]:
     ]
 
 
+def hold_something(tensors: Sequence[Tensor | Part | None]) -> list[bool]:
+    """True for each tensor with an element that is not 0, False for None; the host waits once.
+
+    Of a DTensor all ranks learn the same, and all must take part.
+    """
+    given = [tensor for tensor in tensors if tensor is not None]
+    moments = iter(measure([[tensor] for tensor in given]) if given else [])
+    return [tensor is not None and next(moments).total_sq != 0.0 for tensor in tensors]
+
+
 def _sums_of_all(gradients: Sequence[Tensor]) -> Tensor:
     """(Σg, Σg², elements ≠ 0) of each gradient, all on one device, as a tensor of shape (gradients, 3)."""
     if available(gradients[0].device):

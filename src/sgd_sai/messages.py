@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-_LIBRARIES = tuple(str(Path(file).parent) + os.sep for file in (__file__, torch.__file__))
+_FOLDERS = {Path(file).parent for file in (__file__, torch.__file__)}
+# With torch all that is installed beside it, such as Lightning.
+_FOLDERS |= {folder.parent for folder in _FOLDERS if folder.parent.name in ("site-packages", "dist-packages")}
+_LIBRARIES = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)
 
 
 def name_of(group: dict[str, Any], index: int) -> str:

@@ -11,25 +11,21 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from sgd_sai import advice, checkpoint, first_gradient
-from sgd_sai.blocks import Block, Columns, blocks_of, columns_of, plain_columns, start_momentum
+from sgd_sai.blocks import Columns, columns_of
 from sgd_sai.cuda_graph import check_capture
 from sgd_sai.distributed.collectives import check_group, raised_together
-from sgd_sai.distributed.layout import laid_out_as
+from sgd_sai.gather import gather
 from sgd_sai.given_scales import check_names
-from sgd_sai.gsnr import UNLATCHED, Rule, check_dense
-from sgd_sai.messages import name_of
-from sgd_sai.options import Group, check_leaves, check_options, check_param, check_params
+from sgd_sai.gsnr import Rule
+from sgd_sai.options import Group, check_leaves, check_options, check_params
 from sgd_sai.rounding import next_step
 from sgd_sai.several_optimizers import remember
 from sgd_sai.state import (
     UNKNOWN,
     check_resized,
-    create_buffers,
-    create_gsnr,
     create_states,
+    has_scales,
     is_unlatched,
-    lacks_momentum,
-    normalizers_of,
 )
 from sgd_sai.update import lr_of, unscales, update
 
@@ -183,10 +179,9 @@ class SGDSaI(Optimizer):
             check_params(param_group, self.defaults, self.param_groups, self.process_group)
             # Each group has steps of its own, of 32 bits, or equal places would be rounded alike.
             param_group.setdefault("rounding_step", len(self.param_groups) << 32)
-            param_group.update(UNKNOWN)  # it may have been told those of another optimizer
+            param_group.update(UNKNOWN)  # it may know those of another optimizer
         super().add_param_group(param_group)
-        for group in self.param_groups:
-            group.update(self.normalizers)
+        first_gradient.tell(self.param_groups, self.normalizers)
         self._plain |= not all(isinstance(p, nn.Parameter) for p in self.param_groups[-1]["params"])
 
     @overload
@@ -229,14 +224,14 @@ class SGDSaI(Optimizer):
         check_capture(groups)
         if self.defaults["differentiable"]:
             check_leaves(groups)
-        gathered = [(group, self._gather(group, index)) for group in groups]
+        gathered = [(group, gather(self, group, index)) for group in groups]
         first_gradient.latch(self, [(g, blocks) for g, blocks in gathered if isinstance(blocks, list)])
         collected = []
         for group, blocks in gathered:
-            advice.of_decay(self, group)
             step = next_step(group, compiling, alone=alone is not None)
             columns = columns_of(blocks, group) if isinstance(blocks, list) else blocks
             if columns.params:
+                advice.of_decay(self, group)
                 tables = (id(group["params"][index or 0]), len(columns.params))
                 arguments = {
                     "lr": lr_of(group, compiling),
@@ -249,35 +244,6 @@ class SGDSaI(Optimizer):
                 }
                 collected.append((columns, arguments))
         return collected
-
-    def _gather(self, group: Group, index: int | None) -> Columns | list[Block]:
-        """The parameters of a group that have a gradient, or one of them: columns if all are plain."""
-        params = group["params"] if index is None else [group["params"][index]]
-        if columns := plain_columns(group, params, index or 0, self.state):
-            return columns
-        return [
-            block
-            for place, param in enumerate(params, index or 0)
-            if param.grad is not None
-            for block in self._blocks(group, place)
-        ]
-
-    def _blocks(self, group: Group, index: int) -> list[Block]:
-        """The blocks of a parameter that has a gradient; its state is created where it is missing."""
-        param = group["params"][index]
-        if param.grad.layout != torch.strided:
-            check_dense([(name_of(group, index), param.grad)])
-        if group["split"] > 1:  # the parameter may have been resized
-            check_param(group, param, name_of(group, index))
-        state = create_gsnr(self.state, param, group, plain=self._plain)
-        begins = lacks_momentum(state, group)
-        create_buffers(state, param, group)
-        blocks = list(blocks_of(index, param, laid_out_as(param.grad, param), state, group))
-        for block in blocks:
-            block.fresh = begins
-            if begins and block.gsnr != UNLATCHED:  # measured before, or momentum was 0 or reset
-                start_momentum(block.momentum, block.grad, group["maximize"])
-        return blocks
 
     @property
     def normalizers(self) -> dict[str, float]:
@@ -304,7 +270,7 @@ class SGDSaI(Optimizer):
         """
         if self.state:
             create_states(self.state, self.param_groups, plain=self._plain)
-        return checkpoint.portable(super().state_dict(), self.param_groups)
+        return checkpoint.portable(super().state_dict(), self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue bit for bit from `state_dict`, whatever the parameters' dtype.
@@ -330,7 +296,7 @@ class SGDSaI(Optimizer):
         super().__setstate__(state)
         checkpoint.unpack(self.state, self.param_groups)
         self._tables = {}
-        self._has_scales = normalizers_of(self.param_groups, self.state)["gsnr_max"] != UNLATCHED
+        self._has_scales = has_scales(self.param_groups, self.state)
         remember(self)
 
     @property

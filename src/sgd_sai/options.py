@@ -294,11 +294,15 @@ def check_params(
     """
     options = {**defaults, **group}
     if is_given(options["scale"]):
-        if not all(isinstance(given, tuple) for given in group["params"]):
+        # A group of another optimizer has its names apart.
+        names = [given[0] for given in group["params"] if isinstance(given, tuple)] or group.get(
+            "param_names", ()
+        )
+        if len(names) != len(group["params"]):
             raise ValueError(
                 "scale: given by name, for parameters without names; allowed: model.named_parameters()"
             )
-        missing = {name for name, _ in group["params"]} - set(options["scale"])
+        missing = set(names) - set(options["scale"])
         if missing:
             raise ValueError(f"scale: lacks {len(missing)} of the parameters: {listed(missing)}")
     seen = {id(param) for other in others for param in other["params"]}

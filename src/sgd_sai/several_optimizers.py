@@ -13,10 +13,9 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
-from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.messages import warn
 from sgd_sai.options import Group
-from sgd_sai.state import is_empty, normalizers_of
+from sgd_sai.state import has_scales, is_empty
 
 if TYPE_CHECKING:
     from sgd_sai.optimizer import SGDSaI
@@ -74,7 +73,7 @@ def _count_blocks(optimizer: SGDSaI) -> int:
 def _waits_beside(optimizer: SGDSaI, other: SGDSaI) -> bool:
     """True if `other` has gradients, but no divisor, and is not a copy of the optimizer for comparison."""
     params = [param for group in other.param_groups for param in group["params"]]
-    if other is optimizer or normalizers_of(other.param_groups, other.state)["gsnr_max"] != UNLATCHED:
+    if other is optimizer or has_scales(other.param_groups, other.state):
         return False
     if not any(map(_divides_by_its_own, other.param_groups)) or all(param.grad is None for param in params):
         return False

@@ -6,7 +6,9 @@ momentum. So an entry that is absent, or None, is created when it is needed, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +30,9 @@ NORMALIZERS = ("gsnr_max", "gsnr_rms")
 #: What they are before.
 UNKNOWN = dict.fromkeys(NORMALIZERS, UNLATCHED)
 
+#: The names of G_snr in a parameter's state.
+GSNR = re.compile(r"gsnr(_\d+)?")
+
 #: A parameter's entry in `optimizer.state`.
 State = dict[str, Any]
 
@@ -37,13 +42,19 @@ def gsnr_keys(split: int) -> tuple[str, ...]:
     return ("gsnr",) if split == 1 else tuple(f"gsnr_{part}" for part in range(split))
 
 
-def lacks_gsnr(state: State, group: Group) -> bool:
-    """True unless each block of a parameter has an entry for its G_snr."""
-    return any(state.get(key) is None for key in gsnr_keys(group["split"]))
+def float_of(state: Mapping[str, Any], key: str) -> float:
+    """A G_snr or a normaliser of a parameter's state as a float; −1 where it is absent, or None."""
+    value = state.get(key)
+    return UNLATCHED if value is None else float(value)
+
+
+def has_scale(state: Mapping[str, Any], group: Group) -> bool:
+    """True if a block of the parameter has a scale."""
+    return any(float_of(state, key) > 0.0 for key in gsnr_keys(group["split"]))
 
 
 def create_gsnr(states: MutableMapping[Tensor, State], param: Tensor, group: Group, *, plain: bool) -> State:
-    """A parameter's state, with an entry for the G_snr of each block.
+    """A parameter's state, with a float for the G_snr of each block and for each normaliser.
 
     Args:
         states: `optimizer.state`.
@@ -51,20 +62,43 @@ def create_gsnr(states: MutableMapping[Tensor, State], param: Tensor, group: Gro
         plain: see `check_whole`.
     """
     state = states.setdefault(param, {})
-    for key in gsnr_keys(group["split"]):
-        if state.get(key) is None:
-            check_whole(param, group, plain)
-            # An empty parameter will never be measured, and must not be waited for.
-            state[key] = UNLATCHED if param.numel() else EMPTY
+    keys = gsnr_keys(group["split"])
+    absent = any(state.get(key) is None for key in keys)
+    if absent:
+        check_whole(param, group, plain)
+    if absent or len(keys) > 1:
+        _forget_other_parts(state, keys)
+    for key in keys:
+        # An empty parameter will never be measured, and must not be waited for.
+        state[key] = float_of(state, key) if param.numel() else EMPTY
+    for key in NORMALIZERS:
+        state[key] = float_of(state, key)
     return state
+
+
+def _forget_other_parts(state: State, keys: Collection[str]) -> None:
+    """Remove the G_snr of another `split`, and a momentum in 8 bits, whose blocks follow the parts."""
+    found = {key for key in state if GSNR.fullmatch(str(key))}
+    if found.difference(keys):
+        for key in found:
+            del state[key]
+        if "momentum_absmax" in state:
+            state["momentum_buffer"] = None
+
+
+def fill_normalizers(state: State, known: Mapping[str, float]) -> None:
+    """Add the normalisers that somebody has taken away."""
+    state.update((key, N) for key, N in known.items() if float_of(state, key) == UNLATCHED)
 
 
 def create_states(states: MutableMapping[Tensor, State], groups: list[Group], *, plain: bool) -> None:
     """Complete the states of all trained parameters, also of those that have had no gradient."""
     for group in groups:
         for param in group["params"]:
-            if param.requires_grad and not is_lazy(param) and lacks_gsnr(states.get(param, {}), group):
-                create_buffers(create_gsnr(states, param, group, plain=plain), param, group)
+            if param.requires_grad and not is_lazy(param):
+                keys, state = gsnr_keys(group["split"]), states.get(param, {})
+                if any(state.get(key) is None for key in keys):
+                    create_buffers(create_gsnr(states, param, group, plain=plain), param, group)
 
 
 def lacks_momentum(state: State, group: Group) -> bool:
@@ -85,6 +119,8 @@ def create_buffers(state: State, param: Tensor, group: Group) -> None:
             )
         if not in_8_bits:  # it was replaced by a wider one
             state.pop("momentum_absmax", None)
+        elif not state["momentum_buffer"].is_contiguous():  # a tool has laid it out as the parameter
+            state["momentum_buffer"] = state["momentum_buffer"].contiguous()
     if needs_compensation(param, group) and state.get("compensation") is None:
         state["compensation"] = torch.zeros_like(param)
 
@@ -102,6 +138,13 @@ def create_momentum(state: State, param: Tensor, group: Group) -> None:
     state["momentum_buffer"] = torch.zeros_like(param, dtype=wide)
 
 
+def momentum_values(state: Mapping[str, Any]) -> Tensor | None:
+    """A tensor that is zeros if the momentum is; None if there is none."""
+    absmax: Tensor | None = state.get("momentum_absmax")
+    buffer: Tensor | None = state.get("momentum_buffer")
+    return buffer if buffer is None or absmax is None else absmax
+
+
 def needs_compensation(param: Tensor, group: Group) -> bool:
     """True for a parameter of 16 bits in a group with `rounding="kahan"`."""
     return bool(group["rounding"] == "kahan") and param.dtype.itemsize == 2
@@ -109,8 +152,8 @@ def needs_compensation(param: Tensor, group: Group) -> bool:
 
 def is_unlatched(param: Tensor, state: State, group: Group) -> bool:
     """True while a block of the parameter is without a scale."""
-    raws = [state.get(key, UNLATCHED) for key in gsnr_keys(group["split"])]
-    return (UNLATCHED in raws or None in raws) and not is_empty(param)
+    raws = [float_of(state, key) for key in gsnr_keys(group["split"])]
+    return UNLATCHED in raws and not is_empty(param)
 
 
 def is_empty(param: Tensor) -> bool:
@@ -121,30 +164,53 @@ def is_empty(param: Tensor) -> bool:
 def gsnr_of_group(group: Group, states: Mapping[Tensor, State]) -> float:
     """The raw G_snr of a group that is one block, −1 until it is measured."""
     for param in group["params"]:
-        measured: float | None = states.get(param, {}).get("gsnr")
-        if measured is not None and measured not in (UNLATCHED, EMPTY):
+        measured = float_of(states.get(param, {}), "gsnr")
+        if measured not in (UNLATCHED, EMPTY):
             return measured
     return UNLATCHED
 
 
-def normalizers_of(groups: Sequence[Group], states: Mapping[Tensor, State]) -> dict[str, float]:
-    """The normalisers of the first block that has a scale, −1 while none has.
+def has_scales(groups: Sequence[Group], states: Mapping[Tensor, State]) -> bool:
+    """True if any block has a scale."""
+    return any(has_scale(states.get(param, {}), group) for group in groups for param in group["params"])
 
-    They lie beside the scales, and nowhere else: whoever replaces `optimizer.state` or the groups replaces
-    both or neither.
+
+def normalizers_of(
+    groups: Sequence[Group], states: Mapping[Tensor, State], *, told: Mapping[str, float] = UNKNOWN
+) -> dict[str, float]:
+    """The normalisers of the blocks that have a scale, −1 while none has.
+
+    They lie beside the scales: whoever replaces `optimizer.state` or the groups replaces both or neither. If
+    blocks have come from elsewhere with others, those of most blocks count.
+
+    Args:
+        groups, states: of an optimizer.
+        told: what counts if no scale has normalisers beside it, as before they were kept there. If that is
+            not known either, as of release 1.0.3, the maximum is that of the blocks.
     """
-    for group in groups:
-        for param in group["params"]:
-            state = states.get(param)
-            if state and state.get("gsnr_max", UNLATCHED) != UNLATCHED:
-                return {key: state.get(key, UNLATCHED) for key in NORMALIZERS}
-    return UNKNOWN.copy()
+    scaled = [
+        (group, state)
+        for group in groups
+        for param in group["params"]
+        if (state := states.get(param)) and has_scale(state, group)
+    ]
+    if not scaled:
+        return UNKNOWN.copy()
+    beside = Counter(tuple(float_of(state, key) for key in NORMALIZERS) for _, state in scaled)
+    del beside[UNLATCHED, UNLATCHED]
+    if beside:
+        return dict(zip(NORMALIZERS, beside.most_common(1)[0][0], strict=True))
+    if told["gsnr_max"] != UNLATCHED:
+        return dict(told)
+    raws = [float_of(state, key) for group, state in scaled for key in gsnr_keys(group["split"])]
+    return {**UNKNOWN, "gsnr_max": max(raws)}
 
 
 def told_normalizers(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """What the groups say of the normalisers; one that was added since the first latch may not know.
 
-    A copy, for users, for older checkpoints, and for a rank whose own blocks have no scale yet.
+    A copy, for users, for older checkpoints, and for a rank of a process group whose own blocks have no scale
+    yet.
     """
     return {
         key: max((group.get(key, UNLATCHED) for group in groups), default=UNLATCHED) for key in NORMALIZERS

@@ -200,13 +200,14 @@ def scales_that_are_lost() -> None:
 
 
 def a_copy_of_a_rank_that_waits() -> None:
-    """Its first block comes after the maximum is known, and after the group has got lost."""
+    """Its first block comes after the maximum is known, which the groups of the copy say."""
     params = own(parameters())
     optimizer = SGDSaI(params, lr=0.1, process_group=dist.group.WORLD)
     grads = gradients(0)
     step_all(optimizer, params, own(grads) if dist.get_rank() == 0 else [None] * len(params))
     known = optimizer.normalizers
     for again in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        again.process_group = dist.group.WORLD
         copies = again.param_groups[0]["params"]
         step_all(again, copies, [torch.ones_like(p) + torch.randn(p.shape) for p in copies])
         assert again.normalizers == known

@@ -1,0 +1,152 @@
+"""What is read from a saved state: options and entries, checked before anything of the optimizer changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from sgd_sai.gsnr import UNLATCHED
+from sgd_sai.options import RULES, STATE_DTYPES, Group, is_given
+from sgd_sai.quantized import create_momentum8
+from sgd_sai.state import EMPTY, GSNR, NORMALIZERS, UNKNOWN, gsnr_keys, is_empty
+
+
+@dataclass
+class Packed:
+    """A tensor that torch.optim's cast passes by."""
+
+    tensor: Tensor
+
+
+def check_containers(state_dict: Mapping[str, Any]) -> None:
+    """Raise for what is not even built like the state of an optimizer."""
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(f"state_dict: given {type(state_dict).__name__}; allowed: a dict")
+    if not {"state", "param_groups"} <= set(state_dict):
+        raise ValueError(f"state_dict: has {sorted(state_dict)}; it must have 'state' and 'param_groups'")
+    state, groups = state_dict["state"], state_dict["param_groups"]
+    if not isinstance(state, Mapping):
+        raise ValueError("state_dict: its 'state' is not a dict of dicts, one for each parameter")
+    if not isinstance(groups, list | tuple) or not all(
+        isinstance(group, Mapping) and isinstance(group.get("params"), list | tuple) for group in groups
+    ):
+        raise ValueError("state_dict: its 'param_groups' is not a list of dicts with 'params'")
+
+
+#: By the names under which they are saved.
+_STATE_DTYPES = {str(dtype): dtype for dtype in STATE_DTYPES}
+#: Options that groups of torch.optim's optimizers have, one at least each, and release 1.0.3's have not.
+_FOREIGN = {"foreach", "maximize", "differentiable", "capturable", "nesterov", "betas", "alpha", "dampening"}
+
+
+WHAT_THEN = (
+    "SGDSaI cannot go on from it. Allowed: load the weights of the model alone, and begin with a new SGDSaI, "
+    "whose lr transfer_lr finds from that of AdamW"
+)
+
+
+def fitted_group(saved: Mapping[str, Any], group: Group) -> Group:
+    """The saved options, completed from the optimizer's own where they are older than an option."""
+    lacks = {"lr", "momentum", "weight_decay", "eps"} - set(saved)
+    if lacks or ("normalize" not in saved and _FOREIGN & set(saved)):
+        why = f"lack {sorted(lacks)}" if lacks else f"have {sorted(_FOREIGN & set(saved))}"
+        raise ValueError(f"state_dict: is another optimizer's, since its groups {why}; {WHAT_THEN}")
+    if "normalize" not in saved:  # release 1.0.3, whose lr multiplies the raw, unbiased G_snr
+        saved = {"normalize": False, "unbiased": True, "measure_first": False, **saved}
+        saved = {"scale": "gsnr", "blocks": "tensor", "split": 1, "maximize": False, **saved}
+    # older states are as they are
+    saved = {"state_dtype": None, "rounding": "nearest", **saved}
+    completed = {**group, **UNKNOWN, **saved}
+    if "param_names" in group:  # as they are here, with or without what wrappers put into them
+        completed["param_names"] = group["param_names"]
+    completed["state_dtype"] = _STATE_DTYPES.get(completed["state_dtype"], completed["state_dtype"])
+    if completed["scale"] not in RULES:  # a callable or a dict, which was saved as its name
+        if not (callable(group["scale"]) or is_given(group["scale"])):
+            raise ValueError(
+                f"state_dict: its scale rule is {completed['scale']}; give that rule to the optimizer"
+            )
+        completed["scale"] = group["scale"]
+    return completed
+
+
+#: The tensors that a parameter's state may have.
+_BUFFERS = ("momentum_buffer", "momentum_absmax", "compensation")
+#: In a saved state alone: whether the momentum has begun, or m₁ will be the next gradient.
+BEGUN = "momentum_begun"
+_OURS = {*_BUFFERS, BEGUN}
+#: In a saved group alone: that the blocks of a momentum in 8 bits follow the index of an element. Where it is
+#: missing, codes that are not contiguous are older, and their blocks follow the order of memory.
+ORDER = "momentum_order"
+
+
+def has_gsnr(entries: Mapping[str, Any]) -> bool:
+    """True for a parameter's state as SGDSaI saves it."""
+    return any(GSNR.fullmatch(str(name)) for name in entries)
+
+
+def fitted_state(saved: Mapping[str, Any], param: Tensor, group: Group, *, by_index: bool) -> dict[str, Any]:
+    """A parameter's state as it is loaded: ours checked and packed, the entries of others as they are.
+
+    Args:
+        saved: the entries.
+        param, group: the parameter, and its group as it is loaded.
+        by_index: see `ORDER`.
+
+    Raises:
+        ValueError: they do not fit the parameter.
+    """
+    keys = gsnr_keys(group["split"])
+    if others := {name for name in saved if GSNR.fullmatch(str(name))}.difference(keys):
+        raise ValueError(f"holds {sorted(others)} where split={group['split']} keeps {list(keys)}")
+    fitting: dict[str, Any] = {name: value for name, value in saved.items() if name not in _OURS}
+    for key in (*keys, *NORMALIZERS):
+        fitting.pop(key, None)
+        if saved.get(key) is not None:
+            fitting[key] = EMPTY if key in keys and is_empty(param) else _latched_or_not(key, saved[key])
+    tensors = {name: saved[name] for name in _BUFFERS if saved.get(name) is not None}
+    if "momentum_buffer" not in tensors or not saved.get(BEGUN, True):  # the next gradient begins it
+        tensors.pop("momentum_buffer", None)
+        tensors.pop("momentum_absmax", None)
+    in_8_bits = getattr(tensors.get("momentum_buffer"), "dtype", None) == torch.int8
+    if in_8_bits != ("momentum_absmax" in tensors):
+        raise ValueError(
+            "lacks 'momentum_absmax', without which a momentum in 8 bits means nothing"
+            if in_8_bits
+            else "holds 'momentum_absmax', but no momentum in 8 bits"
+        )
+    like: dict[str, Any] = {"momentum_buffer": param, "compensation": param}
+    if in_8_bits and not is_lazy(param):
+        create_momentum8(like, param, group["split"])
+    for name, value in tensors.items():
+        if not is_lazy(param):
+            _check_like(name, value, like[name], param)
+        if in_8_bits and name == "momentum_buffer" and by_index:
+            value = value.contiguous()  # a tool has laid it out as the parameter
+        fitting[name] = Packed(value)
+    return fitting
+
+
+def _check_like(name: str, value: object, like: Tensor, param: Tensor) -> None:
+    """Raise unless `value` is a tensor of the shape, and of the kind of numbers, of `like`."""
+    if not isinstance(value, Tensor) or value.shape != like.shape:
+        has = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name} is {has}, the parameter {tuple(param.shape)}")
+    kinds = [(dtype.is_complex, dtype.is_floating_point) for dtype in (value.dtype, like.dtype)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"{name} is of {value.dtype}, the parameter of {param.dtype}")
+
+
+def _latched_or_not(key: str, raw: object) -> float:
+    """A saved G_snr as a float. Release 1.0.3 saves 0 or NaN for blocks that it could not measure."""
+    if not isinstance(raw, Real) and not (isinstance(raw, Tensor) and raw.numel() == 1):
+        has = f"a tensor of shape {tuple(raw.shape)}" if isinstance(raw, Tensor) else repr(raw)
+        raise ValueError(f"{key} is {has}; allowed: a number")
+    value = float(raw)
+    return value if 0.0 < value < math.inf else UNLATCHED
