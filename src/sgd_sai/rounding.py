@@ -1,8 +1,8 @@
 """How a parameter of 16 bits is rounded: to nearest, with compensation, or stochastically.
 
 The bits of stochastic rounding are a hash of the step, the parameter's place in its group, and the element's
-place in memory, or its index where the momentum has 8 bits. No generator has a part in it. So all replicas of a parameter are rounded alike, on whatever device they
-are, and a resumed run is the uninterrupted one.
+place in memory, or its index where the momentum has 8 bits. No generator has a part in it. So all replicas of
+a parameter are rounded alike, on whatever device they are, and a resumed run is the uninterrupted one.
 """
 
 from __future__ import annotations
