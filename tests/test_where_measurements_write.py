@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 MEASUREMENTS = [
     *(
         path
-        for folder in ("benchmarks", "benchmarks/gpu", "research/beyond_the_paper")
+        for folder in ("benchmarks", "benchmarks/gpu", "research/beyond_the_paper", "research/late_blocks")
         for path in (ROOT / folder).glob("*.py")
     ),
 ]
@@ -97,7 +97,7 @@ def test_make_writes_below_runs(target: str) -> None:
 MADE_OTHERWISE = {"lr-transfer.json", "paper.json", "runs.jsonl", "curves.jsonl"}
 RECORDS = [
     path
-    for folder in ("benchmarks/results", "research/beyond_the_paper/records")
+    for folder in ("benchmarks/results", "research/beyond_the_paper/records", "research/late_blocks/records")
     for path in sorted((ROOT / folder).rglob("*.json*"))
     if path.name not in MADE_OTHERWISE
 ]

@@ -36,9 +36,15 @@ def following(found: Mapping[int, float], start: int) -> int:
     if not found:
         return start
     best = min(found, key=lambda k: (found[k], k))
-    near = [best + side * spacing for spacing in (4, 2, 1) for side in (-1, 1)]
-    further = [end for step in range(1, 9) for end in (best - step, best + step)]
-    return next(k for k in [*near, *further] if k not in found)
+    below = max((k for k in found if k < best), default=None)
+    above = min((k for k in found if k > best), default=None)
+    if below is None or above is None:
+        return best - 4 if below is None else best + 4
+    for spacing in (2, 1):
+        for tried, k in ((below, best - spacing), (above, best + spacing)):
+            if abs(best - tried) > spacing:
+                return k
+    return next(k for step in range(2, 9) for k in (best - step, best + step) if k not in found)
 
 
 def rate(exponent: int) -> float:

@@ -142,7 +142,7 @@ def scales(optimizer: Optimizer) -> list[float]:
     return [
         gsnr if rms else min(gsnr / most, 1.0)
         for name, (gsnr, most, _) in zip(names, _measured(optimizer), strict=True)
-        if not name.endswith("key.bias")
+        if not name.endswith(("key.bias", "k_proj.bias"))
     ]
 
 

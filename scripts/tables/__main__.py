@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from research.beyond_the_paper import results
-from scripts.tables import beyond, learning_rates, memory, options, speed, study
+from scripts.tables import beyond, late, learning_rates, memory, options, speed, study
 from scripts.tables.markdown import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -26,6 +26,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "options": options.options,
     "transferred": learning_rates.transferred,
     "from-sgd": learning_rates.from_sgd,
+    "late-scales": late.scales,
+    "late-proof": late.proof,
     "beyond-search": beyond.search,
     "beyond-rates": beyond.rates,
     "beyond-powers": beyond.powers,
