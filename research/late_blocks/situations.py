@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sgd_sai.lab.tasks import ALL, Problem, gpt, lora, pretrained
 from sgd_sai.lab.tasks.problem import Batch, initial_std
 
-SEQUENCES = 8  # of a batch of text, half of the lab's: there is one core for all runs
+SEQUENCES = 4  # of a batch of text, a quarter of the lab's: there is one core for all runs
 _WIDTH = 128
 _STRETCH = 16  # neighbours that stay in one half of what is held out
 
@@ -141,23 +141,23 @@ def _starts(sai: int, adamw: int) -> dict[str, int]:
 
 
 SITUATIONS = {
-    "lora": Situation("LoRA on query, key and value", _lora, 100, _starts(4, -16)),
+    "lora": Situation("LoRA on query, key and value", _lora, 150, _starts(4, -16)),
     "lora_down": Situation(
-        "LoRA on the MLP's second matrix", partial(_other_text, _down), 100, _starts(4, -16)
+        "LoRA on the MLP's second matrix", partial(_other_text, _down), 150, _starts(4, -16)
     ),
-    "zero_head": Situation("GPT with a zero head", _zero_head, 80, _starts(0, -20)),
+    "zero_head": Situation("GPT with a zero head", _zero_head, 160, _starts(0, -20)),
     "zero_classifier": Situation("ViT with a zero head", _zero_classifier, 80, _starts(0, -20)),
     "unfreezing": Situation(
         "last block first, then all",
         partial(_other_text, _trained),
-        90,
+        120,
         _starts(-4, -24),
         first=_last_block,
     ),
     "unfreezing_vectors": Situation(
         "norms and biases first, then all",
         partial(_other_text, _trained),
-        90,
+        120,
         _starts(-4, -24),
         first=_vectors,
     ),
