@@ -145,8 +145,8 @@ SITUATIONS = {
     "lora_down": Situation(
         "LoRA on the MLP's second matrix", partial(_other_text, _down), 150, _starts(4, -16)
     ),
-    "zero_head": Situation("GPT with a zero head", _zero_head, 400, _starts(0, -20)),
-    "zero_classifier": Situation("ViT with a zero head", _zero_classifier, 80, _starts(0, -20)),
+    "zero_head": Situation("GPT with a zero head", _zero_head, 300, _starts(0, -20)),
+    "zero_classifier": Situation("ViT with a zero head", _zero_classifier, 240, _starts(0, -20)),
     "unfreezing": Situation(
         "last block first, then all",
         partial(_other_text, _trained),
