@@ -40,7 +40,9 @@ def proof() -> str:
                     untuned = f"{tried[lr] - search[lr]:+.3f}" if lr in tried else cells.MISSING
                 title = f"{situation.title}, {len(runs)} seeds" if way == BASE else ""
                 chosen = f"{results.best(tried):.2g}"
-                rows.append([title, label, chosen, _shown([*runs.values()]), apart, untuned.replace("-", "−")])
+                rows.append(
+                    [title, label, chosen, _shown([*runs.values()]), apart, untuned.replace("-", "−")]
+                )
     return table(*rows)
 
 
