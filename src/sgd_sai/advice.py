@@ -94,9 +94,9 @@ def _of_capped(optimizer: SGDSaI, latched: Sequence[Latched], gsnr_max: float) -
     names = _names(capped)
     warn(
         f"SGDSaI: {len(names)} parameter(s), {share}, met their first gradient after the maximum was fixed. "
-        f"Their scales would be up to {most:.3g} and are 1: {listed(names)}. To measure all again at the "
-        "next step, call optimizer.measure_again(); or give scale=measure_scales(model, loss) or "
-        "normalize='rms' from the start"
+        f"Their scales would be up to {most:.3g} and are 1: {listed(names)}. That need not cost anything. If "
+        "they are to follow their G_snr, use normalize='rms' or scale=measure_scales(model, loss), or call "
+        "optimizer.measure_again(), and tune lr again (docs/late.md)"
     )
 
 

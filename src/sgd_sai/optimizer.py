@@ -253,8 +253,8 @@ class SGDSaI(Optimizer):
     def measure_again(self) -> None:
         """Forget every scale and the normalisers; the next step measures all blocks that have a gradient.
 
-        Momenta stay. Call it when most of a model meets its first gradient late, after layers were unfrozen
-        or after LoRA's first step, and with a process group on every rank.
+        Momenta stay. It is for blocks that met their first gradient late and are capped at 1; lr must be
+        tuned with it. With a process group, call it on every rank.
         """
         first_gradient.measure_again(self)
 
