@@ -56,7 +56,8 @@ def weights(name: str, problem: Problem, steps: int, lr: float) -> dict[str, Ten
     On the CPU one thread trains it, so that the number of threads makes no difference to the result.
     """
     batch = [tuple(part.shape) for part in problem.batch(_SEED, 0)]
-    recipe = f"{name} {problem.data} {batch} {steps} {lr} {_SEED} {_BETAS} {_DECAY} {_CLIP} {torch.__version__}"
+    given = f"{name} {problem.data} {batch} {steps} {lr}"
+    recipe = f"{given} {_SEED} {_BETAS} {_DECAY} {_CLIP} {torch.__version__}"
     file = cache() / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.pt"
     if file.exists():
         try:
