@@ -5,14 +5,13 @@ Nothing here is an error, and nothing changes a step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from sgd_sai import gsnr
-from sgd_sai.gsnr import Moments
+from sgd_sai.gsnr import UNLATCHED, Moments
 from sgd_sai.messages import listed, name_of, warn
 from sgd_sai.options import Group
 from sgd_sai.several_optimizers import warn_of_parts
@@ -29,32 +28,44 @@ _SMALL_DEVIATION = 0.01
 _LOST = 0.01
 
 
-class Latched(NamedTuple):
-    """A block that has just got its scale: the places of its parameters in the group, G_snr, and moments."""
+class Together(NamedTuple):
+    """The blocks that were measured together in a step, as parallel lists; −1 for one without a scale.
 
-    group: Group
-    places: Sequence[int]
-    gsnr: float
-    moments: Moments
+    There are thousands, and of most nothing is said: their places in the group are asked for by number.
+    """
+
+    groups: Sequence[Group]
+    raws: Sequence[float]
+    moments: Sequence[Moments]
+    places: Callable[[int], Sequence[int]]
+
+    def names(self, numbers: Sequence[int]) -> list[str]:
+        """How a message calls the parameters of some blocks."""
+        return [name_of(self.groups[i], place) for i in numbers for place in self.places(i)]
+
+    def elements(self, numbers: Sequence[int]) -> int:
+        """How many elements some blocks have."""
+        return sum(self.moments[i].n for i in numbers)
 
 
-def of_latched(optimizer: SGDSaI, latched: Sequence[Latched], gsnr_max: float, *, first: bool) -> None:
+def of_latched(optimizer: SGDSaI, measured: Together, gsnr_max: float, *, first: bool) -> None:
     """Warn of what the blocks that latch in this step show.
 
     Args:
         optimizer: the one that steps.
-        latched: those blocks.
+        measured: those blocks, and those that were measured in vain.
         gsnr_max: the maximum by which they are divided.
         first: True if they are the first ones.
     """
+    latched = [i for i, raw in enumerate(measured.raws) if raw != UNLATCHED]
     if not latched:
         return
-    _of_small_deviations(optimizer, latched)
+    _of_small_deviations(optimizer, measured, latched)
     if first:
         _of_unlatched(optimizer)
         warn_of_parts(optimizer)
     else:
-        _of_capped(optimizer, latched, gsnr_max)
+        _of_capped(optimizer, measured, latched, gsnr_max)
 
 
 def of_decay(optimizer: SGDSaI, group: Group) -> None:
@@ -85,13 +96,13 @@ def _of_unlatched(optimizer: SGDSaI) -> None:
         )
 
 
-def _of_capped(optimizer: SGDSaI, latched: Sequence[Latched], gsnr_max: float) -> None:
-    capped = [of for of in latched if of.group["normalize"] is True and of.gsnr > _CAPPED * gsnr_max]
+def _of_capped(optimizer: SGDSaI, of: Together, latched: Sequence[int], gsnr_max: float) -> None:
+    capped = [i for i in latched if of.groups[i]["normalize"] is True and of.raws[i] > _CAPPED * gsnr_max]
     if not capped or not _once(optimizer, "capped"):
         return
-    share = _share(optimizer, sum(of.moments.n for of in capped))
-    most = max(of.gsnr for of in capped) / gsnr_max
-    names = _names(capped)
+    share = _share(optimizer, of.elements(capped))
+    most = max(of.raws[i] for i in capped) / gsnr_max
+    names = of.names(capped)
     warn(
         f"SGDSaI: {len(names)} parameter(s), {share}, met their first gradient after the maximum was fixed. "
         f"Their scales would be up to {most:.3g} and are 1: {listed(names)}. That need not cost anything. If "
@@ -100,22 +111,20 @@ def _of_capped(optimizer: SGDSaI, latched: Sequence[Latched], gsnr_max: float) -
     )
 
 
-def _of_small_deviations(optimizer: SGDSaI, latched: Sequence[Latched]) -> None:
-    deviations = [gsnr.deviation(of.moments, unbiased=of.group["unbiased"]) for of in latched]
+def _of_small_deviations(optimizer: SGDSaI, of: Together, latched: Sequence[int]) -> None:
     small, lost = [], 0.0
-    for of, σ in zip(latched, deviations, strict=True):
-        eps = of.group["eps"]
-        if of.group["scale"] == "gsnr" and eps > _SMALL_DEVIATION * σ:
-            small.append(of)
-            lost += of.moments.n * eps / (σ + eps)
-    if lost < _LOST * sum(of.moments.n for of in latched) or not small or not _once(optimizer, "eps"):
+    for i in latched:
+        eps = of.groups[i]["eps"] if of.groups[i]["scale"] == "gsnr" else 0.0
+        share_of_eps = eps * of.raws[i] / of.moments[i].norm  # ε / (σ + ε), as G_snr is ‖g‖ / (σ + ε)
+        if share_of_eps > _SMALL_DEVIATION / (1 + _SMALL_DEVIATION):
+            small.append(i)
+            lost += of.moments[i].n * share_of_eps
+    if lost < _LOST * of.elements(latched) or not small or not _once(optimizer, "eps"):
         return
-    share = _share(optimizer, sum(of.moments.n for of in small))
-    names = _names(small)
+    share, names, eps = _share(optimizer, of.elements(small)), of.names(small), of.groups[small[0]]["eps"]
     warn(
-        f"SGDSaI: eps={small[0].group['eps']} is more than 1 % of the standard deviation of the gradients of "
-        f"{len(names)} parameter(s), {share}: {listed(names)}. It makes their scales smaller; "
-        "eps=0 does not"
+        f"SGDSaI: eps={eps} is more than 1 % of the standard deviation of the gradients of {len(names)} "
+        f"parameter(s), {share}: {listed(names)}. It makes their scales smaller; eps=0 does not"
     )
 
 
@@ -126,10 +135,6 @@ def _once(optimizer: SGDSaI, kind: str) -> bool:
         return False
     given.add(kind)
     return True
-
-
-def _names(latched: Sequence[Latched]) -> list[str]:
-    return [name_of(of.group, place) for of in latched for place in of.places]
 
 
 def _share(optimizer: SGDSaI, n: int) -> str:

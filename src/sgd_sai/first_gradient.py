@@ -78,13 +78,7 @@ def latch(optimizer: SGDSaI, gathered: Sequence[tuple[Group, Sequence[Block]]]) 
         _raw_gsnr(optimizer, group, members[0].index, of_block)
         for (group, members), of_block in zip(unlatched, moments, strict=True)
     ]
-    first = not knows_normalizers(optimizer)
-    divisors = _normalizers(optimizer, raws, moments)
-    latched = [
-        advice.Latched(group, [member.index for member in members], raw, of_block)
-        for (group, members), of_block, raw in zip(unlatched, moments, raws, strict=True)
-        if raw != UNLATCHED
-    ]
+    divisors, first = _normalizers(optimizer, raws, moments)
     begun = _begun(
         [(group, members) for (group, members), raw in zip(unlatched, raws, strict=True) if raw != UNLATCHED]
     )
@@ -93,8 +87,14 @@ def latch(optimizer: SGDSaI, gathered: Sequence[tuple[Group, Sequence[Block]]]) 
             if raw == UNLATCHED:
                 member.rests = not of_block.finite  # a gradient of zeros still decays the block
             else:
-                _freeze(member, {member.key: raw, **divisors}, group, begun=id(member) in begun)
-    advice.of_latched(optimizer, latched, divisors["gsnr_max"], first=first)
+                _freeze(member, raw, divisors, group, begun=id(member) in begun)
+    together = advice.Together(
+        [group for group, _ in unlatched],
+        raws,
+        moments,
+        lambda i: [member.index for member in unlatched[i][1]],
+    )
+    advice.of_latched(optimizer, together, divisors["gsnr_max"], first=first)
 
 
 def latch_measured(optimizer: SGDSaI, measured: Mapping[Tensor, Moments]) -> None:
@@ -113,20 +113,18 @@ def latch_measured(optimizer: SGDSaI, measured: Mapping[Tensor, Moments]) -> Non
         _raw_gsnr(optimizer, group, places[0], of_block)
         for (group, places), of_block in zip(unlatched, moments, strict=True)
     ]
-    first = not knows_normalizers(optimizer)
-    divisors = _normalizers(optimizer, raws, moments)
-    latched = []
-    for (group, places), raw, of_block in zip(unlatched, raws, moments, strict=True):
+    divisors, first = _normalizers(optimizer, raws, moments)
+    for (group, places), raw in zip(unlatched, raws, strict=True):
         params = [group["params"][index] for index in places]
         states = [create_gsnr(optimizer.state, param, group, plain=optimizer._plain) for param in params]
         if raw != UNLATCHED:
-            latched.append(advice.Latched(group, places, raw, of_block))
             held = list(map(momentum_values, states))
             for state, begun in zip(states, gsnr.hold_something(held), strict=True):
                 if not begun:
                     _forget_momentum(state)
-                state.update({"gsnr": raw, **divisors})
-    advice.of_latched(optimizer, latched, divisors["gsnr_max"], first=first)
+                state.update(divisors, gsnr=raw)
+    together = advice.Together([group for group, _ in unlatched], raws, moments, lambda i: unlatched[i][1])
+    advice.of_latched(optimizer, together, divisors["gsnr_max"], first=first)
 
 
 def measure_again(optimizer: SGDSaI) -> None:
@@ -246,7 +244,7 @@ def _values(momentum: Momentum) -> Tensor:
     return momentum.absmax if isinstance(momentum, Momentum8) else momentum
 
 
-def _freeze(block: Block, entries: State, group: Group, *, begun: bool) -> None:
+def _freeze(block: Block, raw: float, divisors: Mapping[str, float], group: Group, *, begun: bool) -> None:
     """Freeze G_snr; m₁ is this step's gradient, or with `measure_first` the next one.
 
     The momentum first: a block that is frozen has one, also if there was no memory to go on.
@@ -257,7 +255,8 @@ def _freeze(block: Block, entries: State, group: Group, *, begun: bool) -> None:
             _forget_momentum(block.state)
     elif not begun:
         start_momentum(block.momentum, block.grad, group["maximize"])
-    block.state.update(entries)
+    block.state.update(divisors)
+    block.state[block.key] = raw
 
 
 def _forget_momentum(state: State) -> None:
@@ -266,15 +265,18 @@ def _forget_momentum(state: State) -> None:
     state.pop("momentum_absmax", None)
 
 
-def _normalizers(optimizer: SGDSaI, raws: Sequence[float], moments: Sequence[Moments]) -> dict[str, float]:
-    """The divisors of the scales: those of the first latch, which may be this one."""
+def _normalizers(
+    optimizer: SGDSaI, raws: Sequence[float], moments: Sequence[Moments]
+) -> tuple[dict[str, float], bool]:
+    """The divisors of the scales: those of the first latch; and True if this may be it."""
     known = normalizers(optimizer)
-    if known["gsnr_max"] == UNLATCHED:
+    first = known["gsnr_max"] == UNLATCHED
+    if first:
         latched = [pair for pair in zip(raws, moments, strict=True) if pair[0] != UNLATCHED]
         known = _first_normalizers(optimizer.param_groups, latched, optimizer.process_group)
         tell(optimizer.param_groups, known)
     optimizer._has_scales |= any(raw != UNLATCHED for raw in raws)
-    return known
+    return known, first
 
 
 def tell(groups: Sequence[Group], known: Mapping[str, float]) -> None:

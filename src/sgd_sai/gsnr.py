@@ -96,13 +96,9 @@ def g_snr(moments: Moments, *, eps: float = 1e-8, unbiased: bool = False) -> flo
     σ is floored at ‖g‖₂/d, so G_snr ≤ d: a scalar, or a block whose gradients are all equal, has σ = 0 and
     would otherwise get ‖g‖₂/ε. The floor is ours; it is inactive unless |ḡ| exceeds about √d · σ.
     """
-    return moments.norm / (deviation(moments, unbiased=unbiased) + eps)
-
-
-def deviation(moments: Moments, *, unbiased: bool = False) -> float:
-    """σ, not less than ‖g‖₂/d: see `g_snr`."""
+    sigma = math.sqrt(moments.variance(unbiased=unbiased))
     floor = moments.norm / moments.n if moments.n else 0.0
-    return max(math.sqrt(moments.variance(unbiased=unbiased)), floor)
+    return moments.norm / (max(sigma, floor) + eps)
 
 
 def sqrt_d(moments: Moments) -> float:

@@ -50,6 +50,8 @@ def float_of(state: Mapping[str, Any], key: str) -> float:
 
 def has_scale(state: Mapping[str, Any], group: Group) -> bool:
     """True if a block of the parameter has a scale."""
+    if group["split"] == 1:  # nearly always; this is asked of every parameter
+        return float_of(state, "gsnr") > 0.0
     return any(float_of(state, key) > 0.0 for key in gsnr_keys(group["split"]))
 
 
@@ -61,16 +63,21 @@ def create_gsnr(states: MutableMapping[Tensor, State], param: Tensor, group: Gro
         param, group: the parameter, not of a lazy module that has seen no input, and its group.
         plain: see `check_whole`.
     """
-    state = states.setdefault(param, {})
     keys = gsnr_keys(group["split"])
+    # An empty parameter will never be measured, and must not be waited for.
+    before = UNLATCHED if param.numel() else EMPTY
+    state = states.setdefault(param, {})
+    if not state:
+        check_whole(param, group, plain)
+        state.update(dict.fromkeys(keys, before), **UNKNOWN)
+        return state
     absent = any(state.get(key) is None for key in keys)
     if absent:
         check_whole(param, group, plain)
     if absent or len(keys) > 1:
         _forget_other_parts(state, keys)
     for key in keys:
-        # An empty parameter will never be measured, and must not be waited for.
-        state[key] = float_of(state, key) if param.numel() else EMPTY
+        state[key] = EMPTY if before == EMPTY else float_of(state, key)
     for key in NORMALIZERS:
         state[key] = float_of(state, key)
     return state
