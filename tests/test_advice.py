@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import copy
 import re
+import runpy
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ import torch
 from torch import nn
 
 from optimizer_info import WAYS, give_gradients
-from sgd_sai import UNLATCHED, SGDSaI, gradient_release, measure_scales
+from sgd_sai import UNLATCHED, SGDSaI, gradient_release, measure_scales, messages
 
 
 def told(act: Callable[[], Any]) -> list[str]:
@@ -158,6 +160,53 @@ def test_late_blocks_of_the_size_of_the_others_are_not_warned_of() -> None:
     optimizer = SGDSaI(params, lr=0.1)
     told(lambda: (give_gradients(params[:2], 0), optimizer.step()))
     assert told(lambda: (give_gradients(params, 1), optimizer.step())) == []
+
+
+@pytest.mark.parametrize(("form", "said"), [(True, True), ("rms", False), (False, False)])
+def test_the_maximum_is_named_where_it_counts(form: Any, said: bool) -> None:
+    params = [nn.Parameter(torch.randn(9, 9)), nn.Parameter(torch.randn(9, 9))]
+    optimizer = SGDSaI(params, lr=0.01, normalize=form)
+    give_gradients(params[:1], 0)
+    [warning] = told(optimizer.step)
+    assert ("by the maximum of the others" in warning) == said
+
+
+def test_a_parameter_of_several_blocks_is_named_once() -> None:
+    params = [nn.Parameter(torch.randn(3, 3)), nn.Parameter(torch.randn(60, 60))]
+    optimizer = SGDSaI([("a", params[0]), ("b", params[1])], lr=0.1, split=3)
+    give_gradients(params[:1], 0)
+    told(optimizer.step)
+    give_gradients(params, 1)
+    [warning] = told(optimizer.step)
+    assert "1 parameter(s)" in warning
+    assert warning.count("'b'") == 1
+
+
+def test_a_member_that_joins_a_measured_block_is_not_measured_by_its_eps() -> None:
+    params = [nn.Parameter(torch.randn(50, 50)), nn.Parameter(torch.randn(60, 60))]
+    optimizer = SGDSaI(params, lr=0.1, blocks="group")
+    give_gradients(params[:1], 0)
+    told(optimizer.step)
+    give_gradients(params, 1)
+    params[1].grad *= 2e-6
+    assert told(optimizer.step) == []
+
+
+def test_an_installed_program_is_the_users_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warning points to its line, not to Python's that runs it; what it imports is a library."""
+    monkeypatch.setattr(messages, "_LIBRARIES", (*messages._LIBRARIES, str(tmp_path)))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "trainer_of_others.py").write_text("def go(optimizer):\n    optimizer.step()\n")
+    (tmp_path / "program.py").write_text(
+        "import torch, trainer_of_others\nfrom sgd_sai import SGDSaI\n"
+        "p = torch.nn.Parameter(torch.ones(3, 3))\n"
+        "p.grad = torch.ones(3, 3)\n"
+        "trainer_of_others.go(SGDSaI([p], lr=30.0, weight_decay=0.1))\n"
+    )
+    with pytest.warns(UserWarning, match="multiply the weights") as caught:
+        runpy.run_path(str(tmp_path / "program.py"), run_name="__main__")
+    [warning] = [each for each in caught if "multiply" in str(each.message)]
+    assert (warning.filename, warning.lineno) == (str(tmp_path / "program.py"), 5)
 
 
 # ε

@@ -484,3 +484,27 @@ def test_the_recorder_says_that_it_finds_no_gradients() -> None:
     backward(net)
     with pytest.warns(UserWarning, match="GSNRRecorder: no parameter has a gradient.*gradient_release"):
         optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "options", [{"state_dtype": "8bit", "momentum": 0.3}, {"rounding": "kahan"}], ids=str
+)
+@pytest.mark.parametrize("foreach", [None, True])
+def test_parameters_of_few_and_of_many_bits(options: dict[str, Any], foreach: bool | None) -> None:
+    """Each moves alike alone and in the company of the others."""
+    runs = []
+    for released in (False, True):
+        torch.manual_seed(0)
+        layers = [nn.Linear(70, 70), nn.Linear(70, 4)]
+        model = nn.Sequential(layers[0].bfloat16() if "rounding" in options else layers[0], layers[1])
+        optimizer = SGDSaI(model.parameters(), lr=0.1, foreach=foreach, **options)
+        if released:
+            gradient_release(model, optimizer)
+        for step in range(6):
+            torch.manual_seed(step)
+            x = torch.randn(5, 70).to(model[0].weight.dtype)
+            model[1](model[0](x).float()).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        runs.append([param.detach() for param in model.parameters()])
+    assert all(torch.equal(p, q) for p, q in zip(*runs, strict=True))

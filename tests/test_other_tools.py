@@ -9,6 +9,7 @@ import copy
 import io
 import json
 import pickle
+import re
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -458,8 +459,8 @@ def test_numbers_of_numpy_stay_out_of_the_state() -> None:
     given = dict(zip("abcd", np.arange(1.0, 5.0), strict=True))
     for options in ({"eps": np.float64(1e-8)}, {"scale": given}):
         optimizer = SGDSaI(list(zip("abcd", params, strict=True)), lr=0.1, **options)
-        step(params, optimizer, 0)
-        assert type(optimizer.state[params[0]]["gsnr"]) is float
+        step(params, optimizer, 0, have=(0, 1, 2))  # the largest is given for the last one
+        assert {type(optimizer.state[params[0]][key]) for key in ("gsnr", "gsnr_max")} == {float}
         through_a_file(optimizer.state_dict())
     again = SGDSaI(optimizer.param_groups)  # whose groups have their names apart
     assert again.param_groups[0]["scale"] is given
@@ -471,13 +472,101 @@ def test_another_split(shape: tuple[int, int], options: dict[str, Any]) -> None:
     """The parts are measured; a momentum in 8 bits, whose blocks follow the parts, begins anew."""
     params = [nn.Parameter(torch.randn(shape)), nn.Parameter(torch.randn(9, 2))]
     optimizer = SGDSaI([{"params": params[:1]}, {"params": params[1:]}], lr=0.1, **options)
-    for which, split in enumerate((1, 3, 2, 1)):
+    for which, split in enumerate((1, 3, 2, 3, 1)):
         optimizer.param_groups[0]["split"] = split
+        optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
         step(params, optimizer, which, have=(0, 1))
         optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
-        keys = {key for key in optimizer.state[params[0]] if key.startswith("gsnr")}
-        assert len(keys) == split + 2
-        assert all(optimizer.state[params[0]][key] > 0 for key in keys)
+        fresh = [nn.Parameter(param.detach().clone()) for param in params]
+        other = SGDSaI([{"params": fresh[:1], "split": split}, {"params": fresh[1:]}], lr=0.1, **options)
+        step(fresh, other, which, have=(0, 1))
+        keys = {key for key in optimizer.state[params[0]] if re.fullmatch(r"gsnr(_\d)?", key)}
+        assert len(keys) == split
+        assert all(optimizer.state[params[0]][key] == other.state[fresh[0]][key] > 0 for key in keys)
+
+
+@pytest.mark.filterwarnings("ignore:SGDSaI", "ignore:state_dict")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_another_split_of_a_parameter_without_a_gradient(frozen: bool) -> None:
+    """Its old parts are no scales any more: not for the maximum, nor in a checkpoint."""
+    params = [nn.Parameter(torch.ones(6, 70)) for _ in range(3)]
+    optimizer = SGDSaI(params, lr=0.1, split=3)
+    step(params, optimizer, 0, have=(0, 1, 2))
+    params[2].requires_grad_(not frozen)
+    optimizer.param_groups[0]["split"] = 2
+    optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
+    step(params, optimizer, 1, have=(0, 1))
+    fresh = [nn.Parameter(torch.ones(6, 70)) for _ in range(3)]
+    other = SGDSaI(fresh, lr=0.1, split=2)
+    step(fresh, other, 1, have=(0, 1))
+    assert optimizer.normalizers == other.normalizers
+    optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
+
+
+@pytest.mark.filterwarnings("ignore:SGDSaI")
+def test_a_momentum_of_zeros_in_a_checkpoint_of_before_had_begun() -> None:
+    """It said so where one had not."""
+    params, optimizer = made()
+    step(params, optimizer, 0)
+    for state in optimizer.state.values():
+        state["momentum_buffer"].zero_()
+    saved = optimizer.state_dict()
+    for entries in saved["state"].values():
+        for key in ("gsnr_max", "gsnr_rms", "momentum_begun"):
+            del entries[key]
+    del saved["param_groups"][0]["momentum_order"]
+    others, resumed = made()
+    resumed.load_state_dict(through_a_file(saved))
+    step(others, resumed, 1)
+    for param in others:
+        torch.testing.assert_close(resumed.state[param]["momentum_buffer"], 0.1 * param.grad)
+
+
+@pytest.mark.parametrize("lost", [(0,), (0, 2), (0, 1, 2)], ids=str)
+def test_the_largest_alone_is_taken_away(lost: tuple[int, ...]) -> None:
+    """The others know it, or the groups do."""
+    (params, optimizer), (plain, truth) = made(), made()
+    for each, of in ((optimizer, params), (truth, plain)):
+        step(of, each, 0, have=(0, 1, 2))
+    for index in lost:
+        del optimizer.state[params[index]]["gsnr_max"]
+    assert optimizer.normalizers == truth.normalizers
+    for which, have in ((1, (3,)), (2, (0, 1, 2, 3))):
+        step(params, optimizer, which, have)
+        step(plain, truth, which, have)
+    assert_equal(params, plain)
+
+
+def test_a_full_state_of_a_run_without_momentum() -> None:
+    """Torch fills it with the zeros of the optimizer that loads it; they have not begun."""
+    kind = StateDictOptions(full_state_dict=True)
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    optimizer = SGDSaI(model.parameters(), lr=0.1)
+    optimizer.param_groups[0]["momentum"] = 0.0
+    params = list(model.parameters())
+    step(params, optimizer, 0, have=(0, 1))
+    optimizer.zero_grad()
+    resumed = copy.deepcopy(model)
+    other = SGDSaI(resumed.parameters(), lr=0.1)
+    saved = get_optimizer_state_dict(model, optimizer, options=kind)
+    set_optimizer_state_dict(resumed, other, saved, options=kind)
+    for each, of in ((optimizer, params), (other, list(resumed.parameters()))):
+        each.param_groups[0]["momentum"] = 0.9
+        step(of, each, 1, have=(0, 1))
+    assert_equal(list(resumed.parameters()), params)
+
+
+@pytest.mark.parametrize(
+    "model", [nn.Linear(2, 3).requires_grad_(False), nn.LazyLinear(3)], ids=["frozen", "lazy"]
+)
+def test_a_state_of_other_tools_alone(model: nn.Module) -> None:
+    optimizer = SGDSaI(model.parameters(), lr=0.1)
+    optimizer.state[model.weight]["slow"] = torch.zeros(3)
+    optimizer.state["²"] = torch.zeros(3)  # type: ignore[index]
+    optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
+    assert torch.equal(optimizer.state[model.weight]["slow"], torch.zeros(3))
+    assert torch.equal(optimizer.state["²"], torch.zeros(3))  # type: ignore[index]
 
 
 def test_the_groups_alone_are_replaced() -> None:

@@ -41,7 +41,8 @@ class Together(NamedTuple):
 
     def names(self, numbers: Sequence[int]) -> list[str]:
         """How a message calls the parameters of some blocks."""
-        return [name_of(self.groups[i], place) for i in numbers for place in self.places(i)]
+        named = [name_of(self.groups[i], place) for i in numbers for place in self.places(i)]
+        return list(dict.fromkeys(named))  # a parameter may have several blocks
 
     def elements(self, numbers: Sequence[int]) -> int:
         """How many elements some blocks have."""
@@ -60,7 +61,7 @@ def of_latched(optimizer: SGDSaI, measured: Together, gsnr_max: float, *, first:
     latched = [i for i, raw in enumerate(measured.raws) if raw != UNLATCHED]
     if not latched:
         return
-    _of_small_deviations(optimizer, measured, latched)
+    _of_small_deviations(optimizer, measured, latched, first)
     if first:
         _of_unlatched(optimizer)
         warn_of_parts(optimizer)
@@ -89,9 +90,10 @@ def _of_unlatched(optimizer: SGDSaI) -> None:
     ]
     if waiting and _once(optimizer, "unlatched"):
         share = _share(optimizer, sum(_elements(param) for _, param in waiting))
+        capped = any(group["normalize"] is True for group in optimizer.param_groups)
         warn(
             f"SGDSaI: {len(waiting)} parameter(s), {share}, met no finite, non-zero gradient in the first "
-            f"step; each is scaled when it does, by the maximum of the others: "
+            f"step; each is scaled when it does{', by the maximum of the others' * capped}: "
             f"{listed(name for name, _ in waiting)}. LoRA's A and zero-initialised layers do this."
         )
 
@@ -111,9 +113,11 @@ def _of_capped(optimizer: SGDSaI, of: Together, latched: Sequence[int], gsnr_max
     )
 
 
-def _of_small_deviations(optimizer: SGDSaI, of: Together, latched: Sequence[int]) -> None:
+def _of_small_deviations(optimizer: SGDSaI, of: Together, latched: Sequence[int], first: bool) -> None:
     small, lost = [], 0.0
     for i in latched:
+        if not first and of.groups[i]["blocks"] == "group":
+            continue  # it may have joined a block that was measured without it
         eps = of.groups[i]["eps"] if of.groups[i]["scale"] == "gsnr" else 0.0
         share_of_eps = eps * of.raws[i] / of.moments[i].norm  # ε / (σ + ε), as G_snr is ‖g‖ / (σ + ε)
         if share_of_eps > _SMALL_DEVIATION / (1 + _SMALL_DEVIATION):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import compress, repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -61,10 +61,22 @@ class Columns(NamedTuple):
     scales: Sequence[float]
     roundings: Sequence[Rounding]
 
-    @property
-    def narrow(self) -> bool:
-        """True if a momentum has 8 bits, or a parameter is not rounded to nearest."""
-        return Momentum8 in map(type, self.momenta) or set(map(type, self.roundings)) != {type(None)}
+    def parts(self) -> list[tuple[bool, Columns]]:
+        """The blocks of few bits, True, and the others, False: each moves alike in whatever company.
+
+        Of few bits is a block whose momentum has 8, or whose parameter is not rounded to nearest.
+        """
+        if Momentum8 not in map(type, self.momenta) and set(map(type, self.roundings)) == {type(None)}:
+            return [(False, self)]
+        narrow = [
+            type(m) is Momentum8 or rounding is not None
+            for m, rounding in zip(self.momenta, self.roundings, strict=True)
+        ]
+        return [(kind, self._where([its is kind for its in narrow])) for kind in dict.fromkeys(narrow)]
+
+    def _where(self, chosen: Sequence[bool]) -> Columns:
+        columns: list[Any] = [list(compress(column, chosen)) for column in self]
+        return Columns(*columns)
 
 
 def columns_of(blocks: Sequence[Block], group: Group) -> Columns:

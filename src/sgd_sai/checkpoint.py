@@ -53,10 +53,9 @@ def portable(state_dict: dict[str, Any], optimizer: SGDSaI) -> dict[str, Any]:
     Scale rules and dtypes become their names, NumPy's numbers Python's, and a momentum that has not begun
     zeros that say so.
     """
-    known = normalizers_of(optimizer.param_groups, optimizer.state)
+    known = optimizer.normalizers
     for saved, group in zip(state_dict["param_groups"], optimizer.param_groups, strict=True):
-        if known["gsnr_max"] != UNLATCHED or optimizer.process_group is None:
-            saved.update(known)  # others may hold the group, and have written theirs into it
+        saved.update(known)  # others may hold the group, and have written theirs into it
         for option, value in saved.items():
             if isinstance(value, Real) and not isinstance(value, int):
                 saved[option] = float(value)
@@ -80,8 +79,9 @@ def _with_momentum(entries: dict[str, Any], param: Tensor, group: Group) -> dict
     """A parameter's state with its momentum, also where the optimizer has none yet; see `BEGUN`."""
     if group["momentum"] == 0 or is_lazy(param):
         return entries
-    completed = {**entries, BEGUN: not lacks_momentum(entries, group)}
-    if not completed[BEGUN]:
+    begun = not lacks_momentum(entries, group)
+    completed = {**entries, BEGUN: begun if has_scale(entries, group) else UNLATCHED}
+    if not begun:
         create_momentum(completed, param, group)
     return completed
 
@@ -106,10 +106,18 @@ def unpack(state: MutableMapping[Tensor, dict[str, Any]], groups: list[Group]) -
             for key, value in state.get(param, {}).items():
                 if isinstance(value, Packed):
                     state[param][key] = laid_out_as(value.tensor, param).to(param.device)
-            block_by_index(state.get(param, {}))
         if isinstance(group["scale"], _Kept):
             group["scale"] = group["scale"].rule
     _settle_normalizers(state, groups)
+
+
+def renew(optimizer: SGDSaI) -> None:
+    """Bring an optimizer up to date that was pickled by an earlier version."""
+    for key in (*UNKNOWN, "rounding_step"):
+        optimizer.defaults.pop(key, None)
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            block_by_index(optimizer.state.get(param, {}), parts=group["split"])
 
 
 def _settle_normalizers(state: MutableMapping[Tensor, dict[str, Any]], groups: list[Group]) -> None:
@@ -145,17 +153,29 @@ def fitted(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any
         completed["scale"] = _Kept(completed["scale"])
     by_index = [completed.pop(ORDER, None) is not None for completed in fitting]
     numbers = {number for group in fitting for number in group["params"]}
-    state = {_as_number(key, numbers): entries for key, entries in state_dict["state"].items()}
+    by_name = {str(number): number for number in numbers}  # formats such as JSON make strings of them
+    state = {by_name.get(key, key): entries for key, entries in state_dict["state"].items()}
     # Where parameters are numbered, a name is an entry of another tool for the whole model.
     unknown = {key for key in state.keys() - numbers if any(isinstance(n, type(key)) for n in numbers)}
     if unknown:
         raise ValueError(f"state_dict: has state of {sorted(map(str, unknown))}, which are in no group")
     ours = [state[number] for number in state.keys() & numbers]
+    trained = [
+        state[number]
+        for completed, group in zip(fitting, groups, strict=True)
+        for number, param in zip(completed["params"], group["params"], strict=True)
+        if number in state and param.requires_grad and not is_lazy(param)
+    ]
     if not all(isinstance(entries, Mapping) for entries in ours):
         raise ValueError("state_dict: its 'state' is not a dict of dicts, one for each parameter")
-    if any(ours) and not any(map(has_gsnr, ours)):
+    if any(trained) and not any(map(has_gsnr, ours)):
         raise ValueError(f"state_dict: holds no 'gsnr'; it is another optimizer's. {WHAT_THEN}")
-    silent = {key for key in state.keys() & numbers if BEGUN not in state[key]}
+    # Before there was a "gsnr_max" in a state, a momentum of which nothing is said had begun.
+    silent = {
+        key
+        for key in state.keys() & numbers
+        if state[key].get(BEGUN, UNLATCHED if "gsnr_max" in state[key] else True) == UNLATCHED
+    }
     fresh = []
     for old, group, contiguous in zip(fitting, groups, by_index, strict=True):
         for index, (number, param) in enumerate(zip(old["params"], group["params"], strict=True)):
@@ -180,17 +200,12 @@ def fitted(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any
     return {**state_dict, "state": state, "param_groups": fitting}
 
 
-def _as_number(key: Any, numbers: Collection[Any]) -> Any:
-    """The number of a parameter that a format such as JSON has made a string of."""
-    if isinstance(key, str) and key not in numbers and key.isdigit() and int(key) in numbers:
-        return int(key)
-    return key
-
-
 def _forget_what_waits(state: dict[Any, Any], silent: Collection[Any], groups: Sequence[Group]) -> None:
     """Remove each momentum of zeros of which the saved state does not say if it has begun: it has not.
 
     torch.distributed.checkpoint loads a flat state by the keys of the optimizer's own, which lacks `BEGUN`.
+    (A momentum that has begun and is zero, since all gradients were, then begins once more.) And it fills
+    what a state lacks with what the optimizer has, whose blocks have no scale yet.
     """
     asked = [
         state[number]

@@ -145,10 +145,10 @@ def normalizers(optimizer: SGDSaI) -> dict[str, float]:
     Raises:
         ValueError: with a process group, the scales of this rank were thrown away.
     """
-    own = normalizers_of(optimizer.param_groups, optimizer.state)
+    told = told_normalizers(optimizer.param_groups)
+    own = normalizers_of(optimizer.param_groups, optimizer.state, told=told)
     if own["gsnr_max"] != UNLATCHED or optimizer.process_group is None:
         return own
-    told = told_normalizers(optimizer.param_groups)
     if optimizer._has_scales and told["gsnr_max"] != UNLATCHED:
         # Alone, this rank cannot know whether the others have lost theirs too.
         raise ValueError(
@@ -290,7 +290,7 @@ def _first_normalizers(
 ) -> dict[str, float]:
     """gsnr_max and gsnr_rms of the blocks that latch in this step, on all ranks of the process group."""
     raws, moments = [raw for raw, _ in latched], [of_block for _, of_block in latched]
-    given = [max(group["scale"].values()) for group in groups if is_given(group["scale"])]
+    given = [float(max(group["scale"].values())) for group in groups if is_given(group["scale"])]
     of_ranks = [[max(raws + given) if raws else UNLATCHED, *gsnr.rms_sums(raws, moments)]]
     if process_group is not None:
         of_ranks = gather_over_ranks(of_ranks[0], process_group)

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.options import RULES, STATE_DTYPES, Group, is_given
-from sgd_sai.quantized import create_momentum8
+from sgd_sai.quantized import block_by_index, create_momentum8
 from sgd_sai.state import EMPTY, GSNR, NORMALIZERS, UNKNOWN, gsnr_keys, is_empty
 
 
@@ -124,13 +124,14 @@ def fitted_state(saved: Mapping[str, Any], param: Tensor, group: Group, *, by_in
     like: dict[str, Any] = {"momentum_buffer": param, "compensation": param}
     if in_8_bits and not is_lazy(param):
         create_momentum8(like, param, group["split"])
-    for name, value in tensors.items():
-        if not is_lazy(param):
+    if not is_lazy(param):
+        for name, value in tensors.items():
             _check_like(name, value, like[name], param)
-        if in_8_bits and name == "momentum_buffer" and by_index:
-            value = value.contiguous()  # a tool has laid it out as the parameter
-        fitting[name] = Packed(value)
-    return fitting
+    if in_8_bits and by_index:  # a tool may have laid it out as the parameter
+        tensors["momentum_buffer"] = tensors["momentum_buffer"].contiguous()
+    elif in_8_bits:
+        block_by_index(tensors, parts=len(keys))
+    return {**fitting, **{name: Packed(value) for name, value in tensors.items()}}
 
 
 def _check_like(name: str, value: object, like: Tensor, param: Tensor) -> None:

@@ -42,5 +42,7 @@ def warn(message: str) -> None:
     """A UserWarning that points to the line of the user's program that led here."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+        if frame.f_globals.get("__name__") == "__main__":  # an installed program is the user's too
+            break
         frame, level = frame.f_back, level + 1
     warnings.warn(message, UserWarning, stacklevel=level)

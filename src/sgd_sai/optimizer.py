@@ -84,9 +84,9 @@ class SGDSaI(Optimizer):
             `torch.bfloat16`: 2 bytes an element; "8bit": one byte, and a float32 for every 256 elements, in
             tensors of 4096 elements or more.
         rounding: how bfloat16 parameters are rounded: to "nearest"; "stochastic", with the right mean, by
-            bits that depend on the step, the parameter and the element alone (`sgd_sai.rounding`); "kahan",
-            which is exact to about float32 and takes 2 more bytes an element. Float16 parameters can take
-            "kahan".
+            bits that depend on the step, the parameter and the element's place alone (`sgd_sai.rounding`);
+            "kahan", which is exact to about float32 and takes 2 more bytes an element. Float16 parameters can
+            take "kahan".
         process_group: the ranks over which the maximum is taken, if each holds other parameters of the model
             (pipeline or expert parallelism). Until the maximum is known, every `step` of every rank joins one
             collective, also without gradients; afterwards none does. It is no part of the state: a copied or
@@ -159,7 +159,7 @@ class SGDSaI(Optimizer):
             "state_dtype": state_dtype,
             "rounding": rounding,
         }
-        self._tables: dict[tuple[int, int], dict[str, Any]] = {}  # of addresses on a GPU; no state
+        self._tables: dict[tuple[int, int, bool], dict[str, Any]] = {}  # of addresses on a GPU; no state
         if process_group is not None:
             check_group(process_group)
         self.process_group = process_group
@@ -180,6 +180,7 @@ class SGDSaI(Optimizer):
             # Each group has steps of its own, of 32 bits, or equal places would be rounded alike.
             param_group.setdefault("rounding_step", len(self.param_groups) << 32)
             param_group.update(UNKNOWN)  # it may know those of another optimizer
+            first_gradient.knows_normalizers(self)  # or raises, before anything has changed
         super().add_param_group(param_group)
         first_gradient.tell(self.param_groups, self.normalizers)
         self._plain |= not all(isinstance(p, nn.Parameter) for p in self.param_groups[-1]["params"])
@@ -230,19 +231,21 @@ class SGDSaI(Optimizer):
         for group, blocks in gathered:
             step = next_step(group, compiling, alone=alone is not None)
             columns = columns_of(blocks, group) if isinstance(blocks, list) else blocks
-            if columns.params:
-                advice.of_decay(self, group)
-                tables = (id(group["params"][index or 0]), len(columns.params))
+            if not columns.params:
+                continue
+            advice.of_decay(self, group)
+            for narrow, part in columns.parts():
+                tables = (id(group["params"][index or 0]), len(part.params), narrow)
                 arguments = {
                     "lr": lr_of(group, compiling),
                     "step": step,
                     "group": group,
-                    "narrow": columns.narrow,
+                    "narrow": narrow,
                     "compiling": compiling,
                     "amp": {key: getattr(self, key, None) for key in ("grad_scale", "found_inf")},
                     "cache": self._tables.setdefault(tables, {}),
                 }
-                collected.append((columns, arguments))
+                collected.append((part, arguments))
         return collected
 
     @property
@@ -295,6 +298,8 @@ class SGDSaI(Optimizer):
         """Take over a loaded or unpickled state."""
         super().__setstate__(state)
         checkpoint.unpack(self.state, self.param_groups)
+        if self.defaults.keys() & UNKNOWN.keys():  # it was pickled as a whole, before there were such states
+            checkpoint.renew(self)
         self._tables = {}
         self._has_scales = has_scales(self.param_groups, self.state)
         remember(self)

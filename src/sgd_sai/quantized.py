@@ -74,7 +74,7 @@ def create_momentum8(state: dict[str, Any], param: Tensor, split: int) -> None:
     state.update(momentum_buffer=codes, momentum_absmax=absmax)  # both or, if there is no memory, neither
 
 
-def block_by_index(state: dict[str, Any]) -> None:
+def block_by_index(state: dict[str, Any], *, parts: int) -> None:
     """Encode a momentum anew whose blocks follow the order of memory, as they once did.
 
     Codes that are not contiguous are such. The new blocks have other scales: elements are rounded once more.
@@ -83,7 +83,7 @@ def block_by_index(state: dict[str, Any]) -> None:
     if codes is None or codes.dtype != torch.int8 or codes.is_contiguous():
         return
     state["momentum_buffer"] = torch.empty_like(codes, memory_format=torch.contiguous_format)
-    if "gsnr" not in state:  # of several parts, whose blocks have always followed the index
+    if parts > 1:  # whose blocks have always followed the index
         state["momentum_buffer"].copy_(codes)
         return
     dims = sorted(range(codes.dim()), key=codes.stride, reverse=True)  # from the slowest on in memory

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -52,7 +52,8 @@ def has_scale(state: Mapping[str, Any], group: Group) -> bool:
     """True if a block of the parameter has a scale."""
     if group["split"] == 1:  # nearly always; this is asked of every parameter
         return float_of(state, "gsnr") > 0.0
-    return any(float_of(state, key) > 0.0 for key in gsnr_keys(group["split"]))
+    keys = gsnr_keys(group["split"])
+    return _has_parts(state, keys) and any(float_of(state, key) > 0.0 for key in keys)
 
 
 def create_gsnr(states: MutableMapping[Tensor, State], param: Tensor, group: Group, *, plain: bool) -> State:
@@ -71,11 +72,10 @@ def create_gsnr(states: MutableMapping[Tensor, State], param: Tensor, group: Gro
         check_whole(param, group, plain)
         state.update(dict.fromkeys(keys, before), **UNKNOWN)
         return state
-    absent = any(state.get(key) is None for key in keys)
-    if absent:
+    if any(state.get(key) is None for key in keys):
         check_whole(param, group, plain)
-    if absent or len(keys) > 1:
-        _forget_other_parts(state, keys)
+    if not _has_parts(state, keys):
+        _forget_parts(state)
     for key in keys:
         state[key] = EMPTY if before == EMPTY else float_of(state, key)
     for key in NORMALIZERS:
@@ -83,14 +83,18 @@ def create_gsnr(states: MutableMapping[Tensor, State], param: Tensor, group: Gro
     return state
 
 
-def _forget_other_parts(state: State, keys: Collection[str]) -> None:
-    """Remove the G_snr of another `split`, and a momentum in 8 bits, whose blocks follow the parts."""
+def _has_parts(state: Mapping[str, Any], keys: Collection[str]) -> bool:
+    """False if the G_snr of a state are those of another `split`."""
     found = {key for key in state if GSNR.fullmatch(str(key))}
-    if found.difference(keys):
-        for key in found:
-            del state[key]
-        if "momentum_absmax" in state:
-            state["momentum_buffer"] = None
+    return not found or found == set(keys)
+
+
+def _forget_parts(state: State) -> None:
+    """Remove every G_snr, and a momentum in 8 bits, whose blocks follow the parts."""
+    for key in [key for key in state if GSNR.fullmatch(str(key))]:
+        del state[key]
+    if "momentum_absmax" in state:
+        state["momentum_buffer"] = None
 
 
 def fill_normalizers(state: State, known: Mapping[str, float]) -> None:
@@ -102,10 +106,11 @@ def create_states(states: MutableMapping[Tensor, State], groups: list[Group], *,
     """Complete the states of all trained parameters, also of those that have had no gradient."""
     for group in groups:
         for param in group["params"]:
-            if param.requires_grad and not is_lazy(param):
-                keys, state = gsnr_keys(group["split"]), states.get(param, {})
-                if any(state.get(key) is None for key in keys):
-                    create_buffers(create_gsnr(states, param, group, plain=plain), param, group)
+            keys, state = gsnr_keys(group["split"]), states.get(param, {})
+            if not _has_parts(state, keys):
+                _forget_parts(state)
+            if param.requires_grad and not is_lazy(param) and any(state.get(key) is None for key in keys):
+                create_buffers(create_gsnr(states, param, group, plain=plain), param, group)
 
 
 def lacks_momentum(state: State, group: Group) -> bool:
@@ -195,6 +200,8 @@ def normalizers_of(
         told: what counts if no scale has normalisers beside it, as before they were kept there. If that is
             not known either, as of release 1.0.3, the maximum is that of the blocks.
     """
+    if not states:
+        return UNKNOWN.copy()
     scaled = [
         (group, state)
         for group in groups
@@ -203,14 +210,21 @@ def normalizers_of(
     ]
     if not scaled:
         return UNKNOWN.copy()
-    beside = Counter(tuple(float_of(state, key) for key in NORMALIZERS) for _, state in scaled)
-    del beside[UNLATCHED, UNLATCHED]
-    if beside:
-        return dict(zip(NORMALIZERS, beside.most_common(1)[0][0], strict=True))
+    largest = _commonest(float_of(state, "gsnr_max") for _, state in scaled)
+    if largest != UNLATCHED:
+        same = (state for _, state in scaled if float_of(state, "gsnr_max") == largest)
+        return {"gsnr_max": largest, "gsnr_rms": _commonest(float_of(state, "gsnr_rms") for state in same)}
     if told["gsnr_max"] != UNLATCHED:
         return dict(told)
     raws = [float_of(state, key) for group, state in scaled for key in gsnr_keys(group["split"])]
     return {**UNKNOWN, "gsnr_max": max(raws)}
+
+
+def _commonest(numbers: Iterable[float]) -> float:
+    """The number that occurs most often, but for −1."""
+    counted = Counter(numbers)
+    del counted[UNLATCHED]
+    return counted.most_common(1)[0][0] if counted else UNLATCHED
 
 
 def told_normalizers(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -185,6 +185,12 @@ def scales_that_are_lost() -> None:
         ValueError, match=r"lost all scales of this rank.*optimizer.measure_again\(\) on every"
     ):
         step_all(optimizer, apart, own(gradients(2)))
+    with pytest.raises(ValueError, match="lost all scales of this rank"):
+        optimizer.state_dict()
+    extra = {"params": [nn.Parameter(torch.ones(3))]}
+    with pytest.raises(ValueError, match="lost all scales of this rank"):
+        optimizer.add_param_group(extra)
+    assert len(optimizer.param_groups) == 1
     optimizer.measure_again()
     truth.state.clear()
     collectives = []

@@ -53,5 +53,5 @@ def test_bytes_of_the_state(name, per_parameter):
     optimizer = optimizers.build(name, model, 1e-3, SHRINK)
     model(torch.randn(4, 100)).sum().backward()
     optimizer.step()
-    # Beyond the moments there is at most one number for each of the two tensors.
-    assert 0 <= optimizers.state_bytes(optimizer) - per_parameter * 5050 <= 16
+    # Beyond the moments there are at most three numbers for each of the two tensors.
+    assert 0 <= optimizers.state_bytes(optimizer) - per_parameter * 5050 <= 3 * 16
