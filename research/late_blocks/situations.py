@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from sgd_sai.lab.tasks import ALL, Problem, gpt, lora, pretrained
-from sgd_sai.lab.tasks.problem import Batch, initial_std
+from sgd_sai.lab.tasks.problem import Batch
 
 SEQUENCES = 4  # of a batch of text, a quarter of the lab's: there is one core for all runs
 _WIDTH = 128
@@ -85,22 +84,7 @@ def _other_text(model: Callable[[], nn.Module]) -> Problem:
 
 def untied() -> nn.Module:
     """The lab's small GPT with a head of its own that is zero."""
-    config = transformers.GPT2Config(
-        vocab_size=gpt.BYTES,
-        n_positions=gpt.CONTEXT,
-        n_embd=_WIDTH,
-        n_layer=4,
-        n_head=4,
-        initializer_range=initial_std(_WIDTH),
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-        use_cache=False,
-        tie_word_embeddings=False,
-    )
-    model = transformers.GPT2LMHeadModel(config)
+    model = gpt.model(_WIDTH, 4, 4, gpt.CONTEXT, tied=False)
     nn.init.zeros_(model.lm_head.weight)
     return model
 

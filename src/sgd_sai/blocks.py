@@ -203,10 +203,9 @@ def with_fresh_momenta(blocks: list[Block], group: Group) -> list[Block]:
 
 def divisors_of(states: Sequence[State], form: gsnr.Normalize) -> list[Any]:
     """What divides G_snr in a form of lr, for blocks of these states; None or −1 where a state lacks it."""
-    if form is True or form == "rms":
-        key = "gsnr_max" if form is True else "gsnr_rms"
+    if key := gsnr.normalizer_key(form):
         return [state.get(key) for state in states]
-    return [float(form or 1.0)] * len(states)
+    return [gsnr.divisor(form, {})] * len(states)
 
 
 def scales_of(raws: Sequence[float], divisors: Sequence[float], form: gsnr.Normalize) -> list[float]:

@@ -36,6 +36,7 @@ from sgd_sai.state import (
     UNKNOWN,
     create_momentum,
     fill_normalizers,
+    forget_momentum,
     has_scale,
     lacks_momentum,
     momentum_values,
@@ -152,28 +153,11 @@ def fitted(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any
             raise ValueError(f"state_dict: {error}") from None
         completed["scale"] = _Kept(completed["scale"])
     by_index = [completed.pop(ORDER, None) is not None for completed in fitting]
-    numbers = {number for group in fitting for number in group["params"]}
-    by_name = {str(number): number for number in numbers}  # formats such as JSON make strings of them
-    state = {by_name.get(key, key): entries for key, entries in state_dict["state"].items()}
-    # Where parameters are numbered, a name is an entry of another tool for the whole model.
-    unknown = {key for key in state.keys() - numbers if any(isinstance(n, type(key)) for n in numbers)}
-    if unknown:
-        raise ValueError(f"state_dict: has state of {sorted(map(str, unknown))}, which are in no group")
-    ours = [state[number] for number in state.keys() & numbers]
-    trained = [
-        state[number]
-        for completed, group in zip(fitting, groups, strict=True)
-        for number, param in zip(completed["params"], group["params"], strict=True)
-        if number in state and param.requires_grad and not is_lazy(param)
-    ]
-    if not all(isinstance(entries, Mapping) for entries in ours):
-        raise ValueError("state_dict: its 'state' is not a dict of dicts, one for each parameter")
-    if any(trained) and not any(map(has_gsnr, ours)):
-        raise ValueError(f"state_dict: holds no 'gsnr'; it is another optimizer's. {WHAT_THEN}")
+    state = _by_number(state_dict["state"], fitting, groups)
     # Before there was a "gsnr_max" in a state, a momentum of which nothing is said had begun.
     silent = {
         key
-        for key in state.keys() & numbers
+        for key in _numbers(fitting).intersection(state)
         if state[key].get(BEGUN, UNLATCHED if "gsnr_max" in state[key] else True) == UNLATCHED
     }
     fresh = []
@@ -200,6 +184,36 @@ def fitted(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any
     return {**state_dict, "state": state, "param_groups": fitting}
 
 
+def _numbers(fitting: Sequence[Group]) -> set[Any]:
+    """The numbers, or names, of the parameters of saved groups."""
+    return {number for group in fitting for number in group["params"]}
+
+
+def _by_number(saved: Mapping[Any, Any], fitting: Sequence[Group], groups: list[Group]) -> dict[Any, Any]:
+    """The saved state by the numbers in its groups; what is no parameter's is an entry of another tool.
+
+    Raises:
+        ValueError: there is a state of a parameter that is in no group, or nothing of ours is in it.
+    """
+    numbers = _numbers(fitting)
+    by_name = {str(number): number for number in numbers}  # formats such as JSON make strings of them
+    state = {by_name.get(key, key): entries for key, entries in saved.items()}
+    unknown = {key for key in state.keys() - numbers if any(isinstance(n, type(key)) for n in numbers)}
+    if unknown:
+        raise ValueError(f"state_dict: has state of {sorted(map(str, unknown))}, which are in no group")
+    ours = [state[number] for number in numbers.intersection(state)]
+    if not all(isinstance(entries, Mapping) for entries in ours):
+        raise ValueError("state_dict: its 'state' is not a dict of dicts, one for each parameter")
+    trained = any(
+        state.get(number) and param.requires_grad and not is_lazy(param)
+        for completed, group in zip(fitting, groups, strict=True)
+        for number, param in zip(completed["params"], group["params"], strict=True)
+    )
+    if trained and not any(map(has_gsnr, ours)):
+        raise ValueError(f"state_dict: holds no 'gsnr'; it is another optimizer's. {WHAT_THEN}")
+    return state
+
+
 def _forget_what_waits(state: dict[Any, Any], silent: Collection[Any], groups: Sequence[Group]) -> None:
     """Remove each momentum of zeros of which the saved state does not say if it has begun: it has not.
 
@@ -216,5 +230,4 @@ def _forget_what_waits(state: dict[Any, Any], silent: Collection[Any], groups: S
     values: list[Any] = list(map(momentum_values, asked))
     for entries, begun in zip(asked, hold_something([packed.tensor for packed in values]), strict=True):
         if not begun:
-            entries.pop("momentum_buffer")
-            entries.pop("momentum_absmax", None)
+            forget_momentum(entries)

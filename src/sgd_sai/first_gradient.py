@@ -26,9 +26,9 @@ from sgd_sai.options import Group, is_given
 from sgd_sai.quantized import Momentum, Momentum8
 from sgd_sai.state import (
     UNKNOWN,
-    State,
     create_gsnr,
     float_of,
+    forget_momentum,
     gsnr_keys,
     gsnr_of_group,
     has_scales,
@@ -114,15 +114,17 @@ def latch_measured(optimizer: SGDSaI, measured: Mapping[Tensor, Moments]) -> Non
         for (group, places), of_block in zip(unlatched, moments, strict=True)
     ]
     divisors, first = _normalizers(optimizer, raws, moments)
-    for (group, places), raw in zip(unlatched, raws, strict=True):
-        params = [group["params"][index] for index in places]
-        states = [create_gsnr(optimizer.state, param, group, plain=optimizer._plain) for param in params]
-        if raw != UNLATCHED:
-            held = list(map(momentum_values, states))
-            for state, begun in zip(states, gsnr.hold_something(held), strict=True):
-                if not begun:
-                    _forget_momentum(state)
-                state.update(divisors, gsnr=raw)
+    states = [
+        [create_gsnr(optimizer.state, group["params"][i], group, plain=optimizer._plain) for i in places]
+        for group, places in unlatched
+    ]
+    latched = [state for of, raw in zip(states, raws, strict=True) if raw != UNLATCHED for state in of]
+    for state, begun in zip(latched, gsnr.hold_something(list(map(momentum_values, latched))), strict=True):
+        if not begun:
+            forget_momentum(state)
+    for of, raw in zip(states, raws, strict=True):
+        for state in of if raw != UNLATCHED else ():
+            state.update(divisors, gsnr=raw)
     together = advice.Together([group for group, _ in unlatched], raws, moments, lambda i: unlatched[i][1])
     advice.of_latched(optimizer, together, divisors["gsnr_max"], first=first)
 
@@ -145,6 +147,8 @@ def normalizers(optimizer: SGDSaI) -> dict[str, float]:
     Raises:
         ValueError: with a process group, the scales of this rank were thrown away.
     """
+    if not optimizer.state and optimizer.process_group is None:
+        return UNKNOWN.copy()  # as for each of a thousand groups that are added to a new optimizer
     told = told_normalizers(optimizer.param_groups)
     own = normalizers_of(optimizer.param_groups, optimizer.state, told=told)
     if own["gsnr_max"] != UNLATCHED or optimizer.process_group is None:
@@ -252,17 +256,11 @@ def _freeze(block: Block, raw: float, divisors: Mapping[str, float], group: Grou
     if group["measure_first"]:
         block.rests = True
         if not begun:
-            _forget_momentum(block.state)
+            forget_momentum(block.state)
     elif not begun:
         start_momentum(block.momentum, block.grad, group["maximize"])
     block.state.update(divisors)
     block.state[block.key] = raw
-
-
-def _forget_momentum(state: State) -> None:
-    """A buffer that is absent begins with the next gradient."""
-    state.pop("momentum_buffer", None)
-    state.pop("momentum_absmax", None)
 
 
 def _normalizers(

@@ -15,7 +15,25 @@ from torch.nn.parameter import is_lazy
 from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.options import RULES, STATE_DTYPES, Group, is_given
 from sgd_sai.quantized import block_by_index, create_momentum8
-from sgd_sai.state import EMPTY, GSNR, NORMALIZERS, UNKNOWN, gsnr_keys, is_empty
+from sgd_sai.state import EMPTY, GSNR, NORMALIZERS, UNKNOWN, forget_momentum, gsnr_keys, is_empty
+
+#: The tensors that a parameter's state may have.
+_BUFFERS = ("momentum_buffer", "momentum_absmax", "compensation")
+#: In a saved state alone: whether the momentum has begun, or m₁ will be the next gradient.
+BEGUN = "momentum_begun"
+_OURS = {*_BUFFERS, BEGUN}
+#: In a saved group alone: that the blocks of a momentum in 8 bits follow the index of an element. Where it is
+#: missing, codes that are not contiguous are older, and their blocks follow the order of memory.
+ORDER = "momentum_order"
+#: What the refusal of another optimizer's checkpoint advises.
+WHAT_THEN = (
+    "SGDSaI cannot go on from it. Allowed: load the weights of the model alone, and begin with a new SGDSaI, "
+    "whose lr transfer_lr finds from that of AdamW"
+)
+#: Dtypes by the names under which they are saved.
+_STATE_DTYPES = {str(dtype): dtype for dtype in STATE_DTYPES}
+#: Options that groups of torch.optim's optimizers have, one at least each, and release 1.0.3's have not.
+_FOREIGN = {"foreach", "maximize", "differentiable", "capturable", "nesterov", "betas", "alpha", "dampening"}
 
 
 @dataclass
@@ -40,18 +58,6 @@ def check_containers(state_dict: Mapping[str, Any]) -> None:
         raise ValueError("state_dict: its 'param_groups' is not a list of dicts with 'params'")
 
 
-#: By the names under which they are saved.
-_STATE_DTYPES = {str(dtype): dtype for dtype in STATE_DTYPES}
-#: Options that groups of torch.optim's optimizers have, one at least each, and release 1.0.3's have not.
-_FOREIGN = {"foreach", "maximize", "differentiable", "capturable", "nesterov", "betas", "alpha", "dampening"}
-
-
-WHAT_THEN = (
-    "SGDSaI cannot go on from it. Allowed: load the weights of the model alone, and begin with a new SGDSaI, "
-    "whose lr transfer_lr finds from that of AdamW"
-)
-
-
 def fitted_group(saved: Mapping[str, Any], group: Group) -> Group:
     """The saved options, completed from the optimizer's own where they are older than an option."""
     lacks = {"lr", "momentum", "weight_decay", "eps"} - set(saved)
@@ -74,16 +80,6 @@ def fitted_group(saved: Mapping[str, Any], group: Group) -> Group:
             )
         completed["scale"] = group["scale"]
     return completed
-
-
-#: The tensors that a parameter's state may have.
-_BUFFERS = ("momentum_buffer", "momentum_absmax", "compensation")
-#: In a saved state alone: whether the momentum has begun, or m₁ will be the next gradient.
-BEGUN = "momentum_begun"
-_OURS = {*_BUFFERS, BEGUN}
-#: In a saved group alone: that the blocks of a momentum in 8 bits follow the index of an element. Where it is
-#: missing, codes that are not contiguous are older, and their blocks follow the order of memory.
-ORDER = "momentum_order"
 
 
 def has_gsnr(entries: Mapping[str, Any]) -> bool:
@@ -112,8 +108,7 @@ def fitted_state(saved: Mapping[str, Any], param: Tensor, group: Group, *, by_in
             fitting[key] = EMPTY if key in keys and is_empty(param) else _latched_or_not(key, saved[key])
     tensors = {name: saved[name] for name in _BUFFERS if saved.get(name) is not None}
     if "momentum_buffer" not in tensors or not saved.get(BEGUN, True):  # the next gradient begins it
-        tensors.pop("momentum_buffer", None)
-        tensors.pop("momentum_absmax", None)
+        forget_momentum(tensors)
     in_8_bits = getattr(tensors.get("momentum_buffer"), "dtype", None) == torch.int8
     if in_8_bits != ("momentum_absmax" in tensors):
         raise ValueError(

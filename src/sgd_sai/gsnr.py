@@ -128,9 +128,15 @@ def rms_sums(gsnrs: Sequence[float], moments: Sequence[Moments]) -> tuple[float,
 
 def divisor(normalize: Normalize, normalizers: Mapping[str, float]) -> float:
     """The divisor of G_snr in a form of lr; `normalizers` has gsnr_max and gsnr_rms."""
+    key = normalizer_key(normalize)
+    return normalizers[key] if key else float(normalize or 1.0)
+
+
+def normalizer_key(normalize: Normalize) -> str | None:
+    """Which normaliser a form of lr divides by; None for a form that has its own number, or divides by 1."""
     if isinstance(normalize, bool):
-        return normalizers["gsnr_max"] if normalize else 1.0
-    return normalizers["gsnr_rms"] if isinstance(normalize, str) else normalize
+        return "gsnr_max" if normalize else None
+    return "gsnr_rms" if isinstance(normalize, str) else None
 
 
 def as_real(tensor: Tensor) -> Tensor:

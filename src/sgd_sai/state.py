@@ -43,7 +43,7 @@ def gsnr_keys(split: int) -> tuple[str, ...]:
 
 
 def float_of(state: Mapping[str, Any], key: str) -> float:
-    """A G_snr or a normaliser of a parameter's state as a float; −1 where it is absent, or None."""
+    """A G_snr or a normaliser of a state, or of a group, as a float; −1 where it is absent, or None."""
     value = state.get(key)
     return UNLATCHED if value is None else float(value)
 
@@ -72,7 +72,7 @@ def create_gsnr(states: MutableMapping[Tensor, State], param: Tensor, group: Gro
         check_whole(param, group, plain)
         state.update(dict.fromkeys(keys, before), **UNKNOWN)
         return state
-    if any(state.get(key) is None for key in keys):
+    if _lacks_gsnr(state, keys):
         check_whole(param, group, plain)
     if not _has_parts(state, keys):
         _forget_parts(state)
@@ -81,6 +81,10 @@ def create_gsnr(states: MutableMapping[Tensor, State], param: Tensor, group: Gro
     for key in NORMALIZERS:
         state[key] = float_of(state, key)
     return state
+
+
+def _lacks_gsnr(state: Mapping[str, Any], keys: Iterable[str]) -> bool:
+    return any(state.get(key) is None for key in keys)
 
 
 def _has_parts(state: Mapping[str, Any], keys: Collection[str]) -> bool:
@@ -94,7 +98,7 @@ def _forget_parts(state: State) -> None:
     for key in [key for key in state if GSNR.fullmatch(str(key))]:
         del state[key]
     if "momentum_absmax" in state:
-        state["momentum_buffer"] = None
+        forget_momentum(state)
 
 
 def fill_normalizers(state: State, known: Mapping[str, float]) -> None:
@@ -109,7 +113,7 @@ def create_states(states: MutableMapping[Tensor, State], groups: list[Group], *,
             keys, state = gsnr_keys(group["split"]), states.get(param, {})
             if not _has_parts(state, keys):
                 _forget_parts(state)
-            if param.requires_grad and not is_lazy(param) and any(state.get(key) is None for key in keys):
+            if param.requires_grad and not is_lazy(param) and _lacks_gsnr(state, keys):
                 create_buffers(create_gsnr(states, param, group, plain=plain), param, group)
 
 
@@ -150,6 +154,12 @@ def create_momentum(state: State, param: Tensor, group: Group) -> None:
     state["momentum_buffer"] = torch.zeros_like(param, dtype=wide)
 
 
+def forget_momentum(state: State) -> None:
+    """A buffer that is absent begins with the next gradient."""
+    state.pop("momentum_buffer", None)
+    state.pop("momentum_absmax", None)
+
+
 def momentum_values(state: Mapping[str, Any]) -> Tensor | None:
     """A tensor that is zeros if the momentum is; None if there is none."""
     absmax: Tensor | None = state.get("momentum_absmax")
@@ -184,6 +194,8 @@ def gsnr_of_group(group: Group, states: Mapping[Tensor, State]) -> float:
 
 def has_scales(groups: Sequence[Group], states: Mapping[Tensor, State]) -> bool:
     """True if any block has a scale."""
+    if not states:
+        return False
     return any(has_scale(states.get(param, {}), group) for group in groups for param in group["params"])
 
 
@@ -200,8 +212,6 @@ def normalizers_of(
         told: what counts if no scale has normalisers beside it, as before they were kept there. If that is
             not known either, as of release 1.0.3, the maximum is that of the blocks.
     """
-    if not states:
-        return UNKNOWN.copy()
     scaled = [
         (group, state)
         for group in groups
@@ -233,9 +243,7 @@ def told_normalizers(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     A copy, for users, for older checkpoints, and for a rank of a process group whose own blocks have no scale
     yet.
     """
-    return {
-        key: max((group.get(key, UNLATCHED) for group in groups), default=UNLATCHED) for key in NORMALIZERS
-    }
+    return {key: max((float_of(group, key) for group in groups), default=UNLATCHED) for key in NORMALIZERS}
 
 
 def check_resized(group: Group, states: Mapping[Tensor, State]) -> None:

@@ -26,8 +26,13 @@ VALIDATION = 256  # sequences, spread evenly over the held-out text
 _SAMPLED, _TEMPERATURE = 200, 0.8
 
 
-def model(width: int, layers: int, heads: int, context: int, vocabulary: int = BYTES) -> nn.Module:
-    """GPT-2 with tied embeddings, without dropout; weights of deviation 0.02 at width 768, as 1/√width."""
+def model(
+    width: int, layers: int, heads: int, context: int, vocabulary: int = BYTES, tied: bool = True
+) -> nn.Module:
+    """GPT-2 without dropout; weights of deviation 0.02 at width 768, as 1/√width.
+
+    `tied`: the head is the embedding, as in GPT-2.
+    """
     config = transformers.GPT2Config(
         vocab_size=vocabulary,
         n_positions=context,
@@ -41,6 +46,7 @@ def model(width: int, layers: int, heads: int, context: int, vocabulary: int = B
         bos_token_id=0,
         eos_token_id=0,
         use_cache=False,
+        tie_word_embeddings=tied,
     )
     network: nn.Module = transformers.GPT2LMHeadModel(config)
     return network
