@@ -335,6 +335,8 @@ def test_measured_again(way: str, options: dict[str, Any]) -> None:
     optimizer.measure_again()
     assert optimizer.normalizers == {"gsnr_max": UNLATCHED, "gsnr_rms": UNLATCHED}
     assert all(group["gsnr_max"] == UNLATCHED for group in optimizer.param_groups)
+    kept = [state for state in optimizer.state.values() if "gsnr_max" in state]
+    assert {state[key] for state in kept for key in ("gsnr_max", "gsnr_rms")} == {UNLATCHED}
     fresh = [nn.Parameter(param.detach().clone()) for param in params]
     new = SGDSaI(fresh, **{"lr": 0.1, **options})
     for of in (params, fresh):
