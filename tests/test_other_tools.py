@@ -356,6 +356,22 @@ def test_a_divisor_that_no_scale_has_is_not_believed(
 
 
 @pytest.mark.filterwarnings("ignore:SGDSaI")
+def test_groups_say_what_the_scales_have() -> None:
+    """Saved, where another optimizer has written its own into them; loaded, where no scale comes along."""
+    params, optimizer = made()
+    step(params, optimizer, 0)
+    known = optimizer.normalizers
+    other = SGDSaI(optimizer.param_groups)
+    step(params, other, 1, have=(2,))
+    assert optimizer.param_groups[0]["gsnr_max"] == other.normalizers["gsnr_max"] != known["gsnr_max"]
+    saved = optimizer.state_dict()
+    assert {key: saved["param_groups"][0][key] for key in known} == known
+    _, empty = made()
+    empty.load_state_dict({**saved, "state": {}})
+    assert {empty.param_groups[0][key] for key in known} == {UNLATCHED}
+
+
+@pytest.mark.filterwarnings("ignore:SGDSaI")
 def test_blocks_of_another_run_do_not_change_the_divisor_of_late_ones() -> None:
     """Each block keeps its own; a late one takes that of most."""
     (params, optimizer), (plain, truth), (others, donor) = made(), made(), made()
