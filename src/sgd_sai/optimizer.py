@@ -70,7 +70,7 @@ class SGDSaI(Optimizer):
             the authors' release 1.0.3 does. "rms" divides all G_snr by one number, so that the first update
             has the RMS of AdamW's at the same lr (`sgd_sai.gsnr.rms_normalizer`). It does not depend on the
             scale of the loss where eps is small against every standard deviation. A number divides by itself:
-            several optimizers of one model need the same, see `measure_normalizer`.
+            several optimizers of one model need the same, which `measure_blocks` measures.
         unbiased: use the variance with 1/(d−1) instead of 1/d, as the tutorial listing and release 1.0.3 do.
         measure_first: only measure a block's first gradient; the block moves from its next one on, as in the
             tutorial listing.
@@ -96,12 +96,12 @@ class SGDSaI(Optimizer):
     ``normalize=False, unbiased=True, weight_decay=1e-2``.
 
     State of each parameter: ``momentum_buffer``, and ``gsnr``, the raw G_snr as a float, −1 until the block
-    latches (``gsnr_0``, ``gsnr_1``, … with `split`); from then on ``gsnr_max``, the largest G_snr of the
-    blocks that latched first, and ``gsnr_rms``, the divisor of "rms"; ``momentum_absmax`` beside an 8-bit
-    momentum; ``compensation`` with "kahan". Entries of other tools stay. Each group has ``rounding_step``,
-    the number of the last step, from which the bits of stochastic rounding follow, and is told ``gsnr_max``
-    and ``gsnr_rms``. There is no other state, so a checkpoint resumes exactly. A saved state adds
-    ``momentum_begun`` where a momentum of zeros may still wait for m₁.
+    latches (``gsnr_0``, ``gsnr_1``, … with `split`); with it ``gsnr_max``, the largest G_snr of the blocks
+    that latched first, and ``gsnr_rms``, the divisor of "rms"; ``momentum_absmax`` beside an 8-bit momentum;
+    ``compensation`` with "kahan". Entries of other tools stay. Each group has ``rounding_step``, the number
+    of the last step, from which the bits of stochastic rounding follow, and is told ``gsnr_max`` and
+    ``gsnr_rms``. There is no other state, so a checkpoint resumes exactly. A saved state adds
+    ``momentum_begun``, since a momentum of zeros may still wait for m₁, and its groups ``momentum_order``.
 
     Raises:
         ValueError, TypeError: an option or a parameter that is not allowed, by name; a sparse gradient.
