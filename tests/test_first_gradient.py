@@ -491,3 +491,15 @@ def test_gradients_that_are_conjugated_lazily() -> None:
             beside.grad = torch.randn(3, generator=generator)
             param.optimizer.step()
     assert torch.equal(lazy, plain)
+
+
+def test_a_first_step_measures_gradients_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has just made the momenta, and need not look if somebody has given one."""
+    params = parameters((4, 3), (20, 30))
+    optimizer = SGDSaI(params, lr=0.1)
+    give(params, seed=1)
+    measured = []
+    measure = gsnr.measure
+    monkeypatch.setattr(gsnr, "measure", lambda blocks: measured.append(len(blocks)) or measure(blocks))
+    optimizer.step()
+    assert measured == [2]

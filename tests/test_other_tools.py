@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
 from optimizer_info import WAYS, give_gradients
 from sgd_sai import UNLATCHED, SGDSaI, gradient_release
 from sgd_sai.quantized import Momentum8
+from sgd_sai.update import cpu
 
 SHAPES = (20, 30), (70, 70), (9,), (4, 3)
 NARROW: dict[str, Any] = {"state_dtype": "8bit"}
@@ -908,6 +909,24 @@ def test_a_step_without_data(without_data: torch.device, scale: Any, options: di
     kept = {key: value for state in optimizer.state.values() for key, value in state.items()}
     assert all(isinstance(value, float | Tensor) for value in kept.values())
     assert ("momentum_buffer" in kept) == (optimizer.defaults["momentum"] != 0)
+
+
+@pytest.mark.parametrize("fused", [None, True])
+def test_a_step_without_data_asks_for_no_kernel(fused: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel reads and writes memory; not every version of torch can pretend to."""
+
+    def kernel(*given: Any, **options: Any) -> None:
+        raise AssertionError("asked for")
+
+    monkeypatch.setattr(cpu, "update", kernel)
+    with FakeTensorMode():
+        param = nn.Parameter(torch.empty(70, 70))
+        optimizer = SGDSaI([param, nn.Parameter(torch.empty(3))], lr=0.1, scale="sqrt_d", fused=fused)
+        param.grad = torch.empty(70, 70)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            optimizer.step()
+    assert optimizer.state[param]["gsnr"] == 70.0
 
 
 @pytest.mark.parametrize(

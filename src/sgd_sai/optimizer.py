@@ -180,6 +180,7 @@ class SGDSaI(Optimizer):
             # Each group has steps of its own, of 32 bits, or equal places would be rounded alike.
             param_group.setdefault("rounding_step", len(self.param_groups) << 32)
             param_group.update(UNKNOWN)  # it may know those of another optimizer
+            first_gradient.knows_normalizers(self)  # or raises, before anything has changed
         super().add_param_group(param_group)
         if (known := self.normalizers) != UNKNOWN:
             first_gradient.tell(self.param_groups, known)
