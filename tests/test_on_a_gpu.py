@@ -292,9 +292,13 @@ def test_fsdp2_is_ordinary_training(device: torch.device, name: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("state", ["fp32 m", "no m"])
-def test_compiled_step(state: str) -> None:
-    expected, actual = (build(torch.float32, "cuda", **STATES[state]) for _ in range(2))
+@pytest.mark.parametrize("state", ["fp32 m", "8-bit m", "no m"])
+@pytest.mark.parametrize(
+    ("dtype", "rounding"), [("fp32", "nearest"), ("bf16", "kahan"), ("bf16", "stochastic")]
+)
+def test_compiled_step(dtype: str, rounding: str, state: str) -> None:
+    options = options_of(state, rounding)
+    expected, actual = (build(DTYPES[dtype], "cuda", **options) for _ in range(2))
     compiled = torch.compile(actual[1].step)
     for number in range(3):
         step(*expected, number)

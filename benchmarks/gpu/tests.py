@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from importlib.util import find_spec
@@ -51,7 +52,7 @@ class _Reporter:
 
 
 def run(record: Record, device: torch.device, *, dry: bool) -> None:
-    """Run them, four at a time where xdist is installed.
+    """Run them, eight at a time where xdist and as many cores are there.
 
     Only files that hold such a test are collected: others may import what this machine lacks.
     """
@@ -61,7 +62,7 @@ def run(record: Record, device: torch.device, *, dry: bool) -> None:
     words = "-q -o addopts= -p no:cacheprovider --tb=short --no-summary --continue-on-collection-errors"
     options = words.split()
     if find_spec("xdist") and not dry:
-        options += ["-n", "4", "--dist", "worksteal"]
+        options += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "worksteal"]
     if find_spec("pytest_timeout"):
         options += ["--timeout", "60"]
     status = pytest.main([*options, *chosen], plugins=[_Reporter(record)])

@@ -21,6 +21,7 @@ from sgd_sai.gsnr import Moments, check_dense, measure
 from sgd_sai.messages import name_of, warn
 from sgd_sai.optimizer import SGDSaI
 from sgd_sai.options import Group
+from sgd_sai.prepared import PreparedStep, prepared
 
 
 class GradientRelease:
@@ -42,6 +43,7 @@ class GradientRelease:
             )
         self._measured: dict[Tensor, Moments] = {}
         self._places: dict[Tensor, tuple[int, int]] = {}  # group and place in it; see `_place_of`
+        self._prepared: dict[Tensor, PreparedStep | None] = {}
         self._hooks: dict[Tensor, Any] = {}
         self._hook_all()
         self._before = optimizer.register_step_pre_hook(self._before_step)
@@ -59,8 +61,12 @@ class GradientRelease:
         if place is None:
             return  # it has left the optimizer
         group, index = place
-        if first_gradient.can_step_alone(optimizer, group):
+        ready = self._prepared.get(param)
+        if ready is not None and ready(group, index, optimizer.state.get(param, {})):
+            pass
+        elif first_gradient.can_step_alone(optimizer, group):
             optimizer.step_alone(group, index)
+            self._prepared[param] = prepared(optimizer, group, index)
         elif group["measure_first"]:
             grad = cast(Tensor, param.grad)
             check_dense([(name_of(group, index), grad)])

@@ -27,7 +27,7 @@ from sgd_sai.state import (
     has_scales,
     is_unlatched,
 )
-from sgd_sai.update import lr_of, unscales, update
+from sgd_sai.update import is_moved_by_kernel, lr_of, update
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -232,9 +232,9 @@ class SGDSaI(Optimizer):
         for group, blocks in gathered:
             step = next_step(group, compiling, alone=alone is not None)
             columns = columns_of(blocks, group) if isinstance(blocks, list) else blocks
+            advice.of_decay(self, group)
             if not columns.params:
                 continue
-            advice.of_decay(self, group)
             for narrow, part in columns.parts():
                 tables = (id(group["params"][index or 0]), len(part.params), narrow)
                 arguments = {
@@ -313,7 +313,7 @@ class SGDSaI(Optimizer):
         gradients may be measured.
         """
         return all(
-            unscales(param, group)
+            is_moved_by_kernel(param, group)
             and not (param.requires_grad and is_unlatched(param, self.state.get(param, {}), group))
             for group in self.param_groups
             for param in group["params"]

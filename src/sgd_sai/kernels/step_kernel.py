@@ -114,14 +114,16 @@ _NUMBERS = [
 
 @triton.jit(do_not_specialize=_NUMBERS)
 def step_alone(
-    θ_address, g_address, m_address, absmax_address, c_address, size,
-    sign, rate, decayed, ηG, count, number, first,
+    θ_address: tl.int64, g_address: tl.int64, m_address: tl.int64, absmax_address: tl.int64,
+    c_address: tl.int64, size: tl.int64, sign: tl.float32, rate: tl.float32, decayed: tl.float32,
+    ηG: tl.float32, count: tl.int64, number: tl.int64, first: tl.int64,
     θ_type: tl.constexpr, g_type: tl.constexpr, m_type: tl.constexpr,
     rounding: tl.constexpr, chunk_size: tl.constexpr,
 ):  # fmt: skip
     """Move one tensor, not of float64, as `step` does, whose tables are numbers here.
 
-    `rate` is 1 − μ, `decayed` 1 − λη, and the noise's place is `number` and `first`.
+    `rate` is 1 − μ, `decayed` 1 − λη, and the noise's place is `number` and `first`. The types are fixed, so
+    that a kernel which was compiled for some numbers fits all.
     """
     start = tl.program_id(0).to(tl.int64) * chunk_size
     key = 0

@@ -56,6 +56,9 @@ def update(
     if isinstance(lr, Tensor):
         wide = torch.float64 if any(p.dtype == torch.float64 for p in params) else torch.float32
         lr = lr.to(torch.promote_types(lr.dtype, wide))  # or 1 − λη would be rounded to its fewer bits
+    if compiling and not params[0].is_cpu and len({param.device for param in params}) == 1:
+        # Else torch.compile would want a C++ compiler, and half a minute, for one number on the CPU.
+        lr, step = (of.to(params[0].device) if isinstance(of, Tensor) else of for of in (lr, step))
     options = {name: group[name] for name in ("momentum", "weight_decay", "maximize")}
     for of_device in _by_device_type(params, grads, momenta, scales, roundings):
         way = _choose(of_device[0][0], group, compiling, narrow)
@@ -81,10 +84,10 @@ def _choose(param: Tensor, group: Group, compiling: bool, narrow: bool) -> Updat
         return quantized.update if narrow else reference.update
     if isinstance(param, FakeTensor):  # kernels want data
         return quantized.update if narrow else foreach.update
+    if available(param.device) and (group["fused"] or not param.is_cpu):
+        return triton_launch.update
     if param.is_cpu:
         return quantized.update if narrow else cpu.update
-    if available(param.device):
-        return triton_launch.update
     if group["fused"]:
         raise RuntimeError(
             f"fused=True requires Triton, which is unavailable on {param.device}; use foreach=True"
@@ -92,11 +95,9 @@ def _choose(param: Tensor, group: Group, compiling: bool, narrow: bool) -> Updat
     return quantized.update if narrow else foreach.update
 
 
-def unscales(param: Tensor, group: Group) -> bool:
-    """True if the update of a parameter divides its gradient by a GradScaler's scale itself."""
-    if param.is_cpu or not available(param.device):
-        return False
-    return _choose(param, group, False, False) is triton_launch.update
+def is_moved_by_kernel(param: Tensor, group: Group) -> bool:
+    """True if our own kernel moves a parameter; it also divides the gradient by a GradScaler's scale."""
+    return available(param.device) and _choose(param, group, False, False) is triton_launch.update
 
 
 def _by_device_type(params: Sequence[Tensor], *others: Sequence[Any]) -> list[tuple[Sequence[Any], ...]]:

@@ -15,9 +15,7 @@ from sgd_sai.kernels.tables import Table, capturing, order, upload
 from sgd_sai.quantized import Momentum, Momentum8
 from sgd_sai.rounding import Noise, Rounding
 from sgd_sai.update.pieces import check_shapes
-
-# Elements that one program moves: 16 a thread, in vectors of 16 bytes.
-CHUNK = 2048
+from sgd_sai.update.triton_alone import CHUNK, Alone
 
 
 def update(
@@ -59,9 +57,9 @@ def update(
         cache["launches"] = operands.launches()
         cache["layout"] = layout
     addresses = operands.addresses()
+    options = {"momentum": momentum, "weight_decay": weight_decay, "maximize": maximize}
     for launch in cache["launches"]:
-        factors = [momentum, weight_decay]
-        arguments = launch(operands, addresses, scales, lr, step, factors, maximize, grad_scale, found_inf)
+        arguments = launch(operands, addresses, scales, lr, step, options, grad_scale, found_inf)
         if capturing(launch.device):  # a replay reads what the capture was given, also after it was replaced
             cache.setdefault("captured", []).append((launch, arguments))
     torch.autograd.graph.increment_version(operands.written())
@@ -150,9 +148,11 @@ class _Launch:
         self.places = places
         self.device = θ.device
         self.dtypes = θ.dtype, g.dtype, None if m is None else m.dtype
-        # One tensor needs no tables, as in `gradient_release`. Its factors go in as float32.
-        self.alone = len(places) == 1 and θ.dtype != torch.float64
         self.rounding = "stochastic" if noises[0] is not None else "nearest" if c is None else "kahan"
+        self.alone: Alone | None = None
+        # One tensor needs no tables. Its factors go in as float32.
+        if len(places) == 1 and θ.dtype != torch.float64:
+            self.alone = Alone(self.dtypes, self.rounding, θ.numel())
         sizes = torch.tensor([block[0].numel() for block in blocks], device="cpu")
         self.sizes = upload(sizes, self.device)
         self.chunks = upload(tables.chunks_of(sizes, CHUNK), self.device)
@@ -167,7 +167,7 @@ class _Launch:
         self.copies: list[tuple[int, Tensor]] = []  # where among the operands, and the room
         rows = [[place + kind * operands.blocks for kind in range(5)] for place in places]
         for row, block in zip(rows, blocks, strict=True):
-            for kind, copy in _copies(*block):
+            for kind, copy in copies(*block):
                 self.copies.append((row[kind], copy))
                 row[kind] = len(operands.tensors) + len(self.copies) - 1
         self.rows = itemgetter(*(index for row in rows for index in row))
@@ -179,27 +179,21 @@ class _Launch:
         scales: Sequence[float],
         lr: float | Tensor,
         step: int | Tensor,
-        factors: list[float],
-        maximize: bool,
+        options: dict[str, Any],
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         """Move the blocks of this launch; returns the tensors that the kernel was given."""
         copied = [(copy.copy_(cast(Tensor, operands.tensors[i])), i) for i, copy in self.copies]
         row = self.rows(addresses + [copy.data_ptr() for copy, _ in copied])
-        kernel = import_module("sgd_sai.kernels.step_kernel")
-        kinds = (*(kernel.TYPES[dtype] for dtype in self.dtypes), self.rounding)
         arguments: tuple[Tensor | None, ...] = ()
         with tables.on(self.device):
             if self.alone and not any(isinstance(of, Tensor) for of in (lr, step, grad_scale, found_inf)):
                 [place] = self.places
-                μ, λ = factors
-                size = operands.given[place].numel()
-                kernel.step_alone[(-(-size // CHUNK),)](
-                    *row, size, -1.0 if maximize else 1.0, 1.0 - μ, 1.0 - λ * lr, lr * scales[place],
-                    step, *(operands.noises[place] or (0, 0)), *kinds, CHUNK,
-                )  # fmt: skip
+                now: dict[str, Any] = {"lr": lr, "step": step}
+                self.alone(row, scales[place], operands.noises[place], **now, **options)
             else:
+                factors = [options["momentum"], options["weight_decay"]]
                 arguments = (
                     self.chunks,
                     self.sizes,
@@ -212,7 +206,9 @@ class _Launch:
                     None if grad_scale is None else grad_scale.to(self.device, non_blocking=True),
                     None if found_inf is None else found_inf.to(self.device, non_blocking=True),
                 )
-                kernel.step[(len(self.chunks),)](*arguments, *kinds, maximize, CHUNK)
+                kernel = import_module("sgd_sai.kernels.step_kernel")
+                kinds = (*(kernel.TYPES[dtype] for dtype in self.dtypes), self.rounding)
+                kernel.step[(len(self.chunks),)](*arguments, *kinds, options["maximize"], CHUNK)
         for copy, i in copied:
             if not operands.is_gradient(i):
                 cast(Tensor, operands.tensors[i]).copy_(copy)
@@ -225,7 +221,7 @@ class _Launch:
         return table.of([number.item() if isinstance(number, Tensor) else number])
 
 
-def _copies(
+def copies(
     θ: Tensor, g: Tensor, m: Tensor | None, absmax: Tensor | None, c: Tensor | None
 ) -> Iterator[tuple[int, Tensor]]:
     """Room for a copy of each tensor that does not lie in the dense order of the block, after its kind.
