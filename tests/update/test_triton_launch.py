@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -40,7 +41,7 @@ gpu = pytest.mark.gpu
 
 
 def load_kernel(monkeypatch: pytest.MonkeyPatch, *, interpret: bool) -> ModuleType:
-    """The kernel's module, for this test alone: Triton decides when it is imported who will run it."""
+    """The kernels' modules, for this test alone: Triton decides when they are imported who will run them."""
     monkeypatch.setenv("TRITON_INTERPRET", str(int(interpret)))
     if interpret:  # also those functions of its language that are kernels' own
         import triton
@@ -51,6 +52,8 @@ def load_kernel(monkeypatch: pytest.MonkeyPatch, *, interpret: bool) -> ModuleTy
         for name in ("cdiv", "max", "sum", "zeros"):
             if isinstance(function := getattr(triton.language, name), triton.JITFunction):
                 monkeypatch.setattr(triton.language, name, InterpretedFunction(function.fn))
+    for name in ("moments_kernel", "probe"):
+        load(monkeypatch, f"sgd_sai.kernels.{name}", Path(tables.__file__).with_name(f"{name}.py"))
     return load(monkeypatch, KERNEL, Path(tables.__file__).with_name("step_kernel.py"))
 
 
@@ -577,9 +580,7 @@ def test_the_gradient_in_another_order_at_the_same_address(
         assert_equal((θs, [], ms), (expected[0], [], expected[2]))
 
 
-def test_moments_equal_those_of_float64(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = Path(tables.__file__).parent
-    load(monkeypatch, "sgd_sai.kernels.moments_kernel", folder / "moments_kernel.py")
+def test_moments_equal_those_of_float64(device: torch.device) -> None:
     shapes = [(), (5,), (0,), (moments.CHUNK,), (3, moments.CHUNK + 1), (1000, 17)]
     generator = torch.Generator().manual_seed(0)
     grads = [torch.randn(s, generator=generator).to(d) for s in shapes for d in (*HALVES, torch.float64)]
@@ -621,7 +622,49 @@ def test_available_and_imported_without_triton() -> None:
     assert run.stdout.split() == ["False", "False", "False", "True", "False"]
 
 
+def test_a_triton_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled, a kernel wants a GPU: here it finds none, or a tensor that is not there."""
+    load_kernel(monkeypatch, interpret=False)
+    why = tables.failure(torch.device("cpu"))
+    assert why is not None
+    assert re.fullmatch(r"\w+: .+", why)
+
+
+def test_a_triton_that_can_run_has_no_failure(device: torch.device) -> None:
+    assert tables.failure(device) is None
+
+
+@gpu
+def test_without_a_c_compiler_steps_are_torchs_own(tmp_path: Path) -> None:
+    program = """if True:
+        import torch, warnings
+        from sgd_sai import SGDSaI
+        params = [torch.nn.Parameter(torch.arange(1.0, 9.0, device="cuda")) for _ in range(3)]
+        optimizers = [SGDSaI([param], 0.1, foreach=of) for param, of in zip(params, (None, True))]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(3):
+                for param, optimizer in zip(params, optimizers):
+                    param.grad = torch.arange(8.0, device="cuda")
+                    optimizer.step()
+        print(torch.equal(*params[:2]), *(str(w.message)[:44] for w in caught), sep="|")
+        try:
+            params[2].grad = torch.arange(8.0, device="cuda")
+            SGDSaI(params[2:], fused=True).step()
+        except RuntimeError as error:
+            print(error)
+    """
+    environment = {**os.environ, "CC": str(tmp_path / "missing"), "TRITON_CACHE_DIR": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+    )
+    first, second = run.stdout.splitlines()
+    assert first == "True|SGDSaI: Triton cannot compile a kernel for cu"
+    assert second.startswith("fused=True requires Triton, which is unavailable on cuda")
+
+
 @pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("name", ["step", "step_alone"])
 @pytest.mark.parametrize(("θ", "m", "rounding"), [
     ("float32", "float32", "nearest"),
     ("float32", "int8", "nearest"),
@@ -633,25 +676,41 @@ def test_available_and_imported_without_triton() -> None:
     ("float16", None, "kahan"),
 ])  # fmt: skip
 def test_compiles_to_vectors_of_16_bytes_and_few_registers(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, θ: str, m: str | None, rounding: str, capability: int
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    θ: str,
+    m: str | None,
+    rounding: str,
+    capability: int,
+    name: str,
 ) -> None:
     triton = pytest.importorskip("triton", minversion="3.3")  # older ones name the arguments otherwise
     from triton.backends.compiler import GPUTarget
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel = load_kernel(monkeypatch, interpret=False)
-    pointers = {
-        "chunks": "*i32", "sizes": "*i64", "addresses": "*i64", "scales": "*fp64", "places": "*i64",
-        "factors": "*fp64", "lr": "*fp32", "count": "*i64", "grad_scale": "*fp32", "found_inf": "*fp32",
-    }  # fmt: skip
+    arguments = {
+        "step": {
+            "chunks": "*i32", "sizes": "*i64", "addresses": "*i64", "scales": "*fp64", "places": "*i64",
+            "factors": "*fp64", "lr": "*fp32", "count": "*i64", "grad_scale": "*fp32", "found_inf": "*fp32",
+        },
+        "step_alone": {
+            "θ_address": "i64", "g_address": "i64", "m_address": "i64", "absmax_address": "i64",
+            "c_address": "i64", "size": "i64", "sign": "fp32", "rate": "fp32", "decayed": "fp32",
+            "ηG": "fp32", "count": "i64", "number": "i64", "first": "i64",
+        },
+    }[name]  # fmt: skip
     dtypes = [getattr(torch, θ), getattr(torch, θ), getattr(torch, m) if m else None]
     constants = dict(zip(("θ_type", "g_type", "m_type"), map(kernel.TYPES.get, dtypes), strict=True)) | {
         "rounding": rounding,
-        "maximize": False,
         "chunk_size": way.CHUNK,
     }
+    if name == "step":
+        constants["maximize"] = False
     source = triton.compiler.ASTSource(
-        kernel.step, signature=pointers | dict.fromkeys(constants, "constexpr"), constexprs=constants
+        getattr(kernel, name),
+        signature=arguments | dict.fromkeys(constants, "constexpr"),
+        constexprs=constants,
     )
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
     written = [dtype for dtype in (dtypes[0], dtypes[2]) if dtype] + [dtypes[0]] * (rounding == "kahan")
@@ -680,6 +739,25 @@ def test_no_argument_has_a_name_that_triton_takes_for_itself(monkeypatch: pytest
         step.signature, step.params, make_backend(GPUTarget("cuda", 90, 32))
     )
     assert callable(binder)
+
+
+def test_one_compiled_kernel_fits_all_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Alone` keeps the kernel that its first launch compiled."""
+    jit = pytest.importorskip("triton.runtime.jit")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler.compiler import make_backend
+
+    kernel = load_kernel(monkeypatch, interpret=False).step_alone
+    binder = jit.create_function_from_signature(
+        kernel.signature, kernel.params, make_backend(GPUTarget("cuda", 90, 32))
+    )
+    kinds = (*map(kernel.fn.__globals__["TYPES"].get, HALVES), "nearest", way.CHUNK)
+    bound = [
+        binder(*[integer] * 6, *[real] * 4, *[integer] * 3, *kinds)[1]
+        for integer, real in ((0, 0.0), (1, 1.0), (16, 1e-30), (2**40, -1.0), (2**40 + 1, 1e30))
+    ]
+    assert all(each == bound[0] for each in bound[1:])
+    assert [kind for kind, _ in bound[0][:13]] == ["i64"] * 6 + ["fp32"] * 4 + ["i64"] * 3
 
 
 @gpu

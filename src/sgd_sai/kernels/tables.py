@@ -14,16 +14,20 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache as once
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from sgd_sai.messages import warn
+
 
 def available(device: torch.device) -> bool:
     """True if kernels can run there: Triton is installed, and the device is a GPU that it compiles for.
 
-    The CPU counts while TRITON_INTERPRET=1.
+    The first question about a GPU compiles the smallest kernel, and warns where that fails. The CPU counts
+    while TRITON_INTERPRET=1.
     """
     if not _installed():
         return False
@@ -39,7 +43,28 @@ def _installed() -> bool:
 
 @once
 def _compiles_for(device: torch.device) -> bool:
-    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    if (why := failure(device)) is None:
+        return True
+    warn(
+        f"SGDSaI: Triton cannot compile a kernel for {device}: {why}. Steps take torch's own operations "
+        "instead: the results are the same, but a step takes longer. Triton needs a C compiler, by the "
+        "variable CC or on the PATH; foreach=True asks for no kernel"
+    )
+    return False
+
+
+def failure(device: torch.device) -> str | None:
+    """Why Triton can run no kernel on a device, in one line; None if it can."""
+    try:
+        written = torch.zeros(1, dtype=torch.int32, device=device)
+        with on(device):
+            import_module("sgd_sai.kernels.probe").set_to_one[(1,)](written)
+    except Exception as error:  # it depends on the machine what is raised
+        said = str(error).strip().splitlines()
+        return f"{type(error).__name__}: {said[0] if said else 'no reason given'}"
+    return None
 
 
 def on(device: torch.device) -> AbstractContextManager[object]:

@@ -58,7 +58,7 @@ def update(
         lr = lr.to(torch.promote_types(lr.dtype, wide))  # or 1 − λη would be rounded to its fewer bits
     if compiling and not params[0].is_cpu and len({param.device for param in params}) == 1:
         # Else torch.compile would want a C++ compiler, and half a minute, for one number on the CPU.
-        lr, step = (of.to(params[0].device) if isinstance(of, Tensor) else of for of in (lr, step))
+        lr, step = (torch.as_tensor(of).to(params[0].device) for of in (lr, step))
     options = {name: group[name] for name in ("momentum", "weight_decay", "maximize")}
     for of_device in _by_device_type(params, grads, momenta, scales, roundings):
         way = _choose(of_device[0][0], group, compiling, narrow)
