@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from functools import partial
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from sgd_sai.messages import name_of, warn
 from sgd_sai.optimizer import SGDSaI
 from sgd_sai.options import Group
 from sgd_sai.prepared import PreparedStep, prepared
+from sgd_sai.released import Released
 
 
 class GradientRelease:
@@ -63,8 +64,9 @@ class GradientRelease:
         group, index = place
         ready = self._prepared.get(param)
         if ready is not None and ready(group, index, optimizer.state.get(param, {})):
-            pass
-        elif first_gradient.can_step_alone(optimizer, group):
+            param.grad = ready.released
+            return
+        if first_gradient.can_step_alone(optimizer, group):
             optimizer.step_alone(group, index)
             self._prepared[param] = prepared(optimizer, group, index)
         elif group["measure_first"]:
@@ -172,30 +174,3 @@ def gradient_release(model: nn.Module, optimizer: SGDSaI) -> GradientRelease:
         ValueError: the optimizer lacks a parameter of the model, or that is a `DistributedDataParallel`.
     """
     return GradientRelease(model, optimizer)
-
-
-class Released(Tensor):
-    """Stands where a gradient was, without its bytes: whoever reads it is told why it cannot be had."""
-
-    @staticmethod
-    def __new__(cls, param: Tensor) -> Released:
-        """A stand-in of the parameter's shape, dtype and device."""
-        released: Released = Tensor._make_wrapper_subclass(
-            cls, param.shape, strides=param.stride(), dtype=param.dtype, device=param.device
-        )
-        return released
-
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        """Without values."""
-        return f"Released(shape={tuple(self.shape)})"
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> NoReturn:
-        """Refuse whatever would read or write the gradient."""
-        raise RuntimeError(
-            f"gradient_release: {func} wants a gradient that was used and freed inside backward. Clipping by "
-            "the global norm, gradient accumulation, GradScaler and DistributedDataParallel need all of them "
-            "after backward; train without them, or without gradient_release."
-        )

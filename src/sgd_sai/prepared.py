@@ -17,6 +17,7 @@ from sgd_sai.kernels.tables import capturing, on
 from sgd_sai.optimizer import SGDSaI
 from sgd_sai.options import OPTIONS, Group
 from sgd_sai.quantized import Momentum8
+from sgd_sai.released import Released
 from sgd_sai.rounding import Noise, next_step
 from sgd_sai.state import NORMALIZERS, State
 from sgd_sai.update import is_moved_by_kernel
@@ -30,7 +31,11 @@ _options_of = itemgetter(*(name for name in OPTIONS if name != "lr"))
 
 
 class PreparedStep:
-    """The step of a parameter, for as long as only lr, the gradient and the number of the step change."""
+    """The step of a parameter, for as long as only lr, the gradient and the number of the step change.
+
+    Attributes:
+        released: what stands where the gradient was.
+    """
 
     def __init__(
         self,
@@ -45,6 +50,7 @@ class PreparedStep:
         """See `prepared`; `buffers` are the momentum, its absmax and the compensation."""
         θ: Tensor = group["params"][index]
         m, _, c = buffers
+        self.released = Released(θ)
         self._scale = scale
         self._noise = noise
         self._device = θ.device

@@ -65,7 +65,7 @@ def round_to(θ: Tensor, exact: Tensor, rounding: Rounding, step: int | Tensor) 
     """
     if isinstance(rounding, Noise):
         # A bfloat16 is the upper half of a float32: add a random lower half, then drop the lower half.
-        drawn = random_bits(exact, rounding, step).bitwise_and_(0xFFFF)
+        drawn = random_bits(exact, rounding, step)
         up_or_down = drawn.add_(exact.view(torch.int32)).bitwise_and_(-0x10000).view(torch.float32)
         θ.copy_(torch.where(exact.isnan(), exact, up_or_down))  # the sum could carry a NaN over to a zero
         return
@@ -93,13 +93,19 @@ def nearest_in_16_bits(exact: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def random_bits(like: Tensor, noise: Noise, step: int | Tensor) -> Tensor:
-    """32 random bits for each element of a dense tensor, as int32 in its shape and its order in memory."""
+    """16 random bits for each element of a dense tensor, as int32 in its shape and its order in memory.
+
+    Elements 2k and 2k + 1 of the parameter share a hash of 32 bits: its lower half, and its upper.
+    """
     count = step if isinstance(step, Tensor) else torch.full((), step, dtype=torch.int64, device=like.device)
     low, high = (part.to(like.device, torch.int32) for part in (count, count >> 32))
     key = _mixed(_mixed(_mixed(high + _BEGIN) ^ noise.number) ^ low)
-    place = torch.arange(like.numel(), dtype=torch.int32, device=like.device)
-    first = (noise.first + (1 << 31)) % (1 << 32) - (1 << 31)  # as an int32
-    return _mixed((place + first) ^ key).as_strided(like.shape, like.stride())
+    first, odd = divmod(noise.first, 2)
+    pair = torch.arange((odd + like.numel() + 1) // 2, dtype=torch.int32, device=like.device)
+    first = (first + (1 << 31)) % (1 << 32) - (1 << 31)  # as an int32
+    both = _mixed((pair + first) ^ key)
+    bits = torch.stack((both & 0xFFFF, both >> 16 & 0xFFFF), dim=1).view(-1)[odd : odd + like.numel()]
+    return bits.as_strided(like.shape, like.stride(), storage_offset=odd)
 
 
 _BEGIN = 0x1E3779B9  # any number: `_mixed` leaves 0 as it is

@@ -25,7 +25,8 @@ TYPES = {
 _QUANTUM = tl.constexpr(BLOCK)  # elements that share a scale of a momentum in 8 bits
 _LEVELS = tl.constexpr(127.0)
 _TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
-_HALF_EVEN = tl.constexpr(1.5 * 2**23)  # added to a float32 and subtracted, it leaves an integer
+_HALF_EVEN = tl.constexpr(1.5 * 2**23)
+_SIGN = tl.constexpr(-(2**31))  # the bit of a float32
 
 
 @triton.jit
@@ -145,7 +146,8 @@ def _chunk(
     rounding: tl.constexpr, wide: tl.constexpr, chunk_size: tl.constexpr,
 ):  # fmt: skip
     """Move `left` elements, at most a chunk, from `start` on; a whole chunk in vectors of 16 bytes."""
-    if (left >= chunk_size) & ((θ_address | g_address | m_address | c_address) % 16 == 0):
+    aligned = (θ_address | g_address | m_address | c_address | 8 * first) % 16 == 0
+    if (left >= chunk_size) & aligned:
         _move(
             θ_address, g_address, m_address, absmax_address, c_address, start, left, 16,
             sign, rate, decayed, ηG, key, first, θ_type, g_type, m_type, rounding, wide, chunk_size,
@@ -191,7 +193,7 @@ def _move(
         else:
             m = m.to(wide)
         # As torch.lerp: each form is exact at its own end, and exactly g where m = g.
-        m = tl.where(rate < 0.5, m + rate * (g - m), g - (1.0 - rate) * (g - m))
+        m = tl.where(rate < 0.5, m, g) + tl.where(rate < 0.5, rate, rate - 1.0) * (g - m)
         if m_type == tl.int8:
             held = m.to(tl.float32) if mask is None else tl.where(mask, m.to(tl.float32), 0.0)
             absmax = _absmax(held)
@@ -202,8 +204,9 @@ def _move(
 
     θ = θ * decayed - ηG * m
     if rounding == "stochastic":
-        θ = _up_or_down(θ, _mixed((first.to(tl.uint32) + elements.to(tl.uint32)) ^ key))
-    rounded = θ.to(θ_type)
+        rounded = _up_or_down(θ, _random(first, key, alignment, chunk_size))
+    else:
+        rounded = θ.to(θ_type)
     tl.store(θ_at, rounded, mask)
     if rounding == "kahan":
         tl.store(c_at, (θ - rounded.to(wide)).to(θ_type), mask)
@@ -222,22 +225,43 @@ def _decoded(codes, absmax):
 @triton.jit
 def _absmax(m):
     """The largest |m| of each row, NaN where there is one."""
-    largest = tl.max(tl.abs(m), 1)
-    return tl.where(tl.max((m != m).to(tl.int32), 1) > 0, float("nan"), largest)
+    return tl.reduce(tl.abs(m), 1, _larger)
+
+
+@triton.jit
+def _larger(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def _encoded(m, absmax):
     relative = tl.abs(m) * tl.div_rn(1.0, tl.maximum(absmax, _TINY))[:, None]
-    levels = (tl.sqrt_rn(relative) * _LEVELS + _HALF_EVEN) - _HALF_EVEN
-    return tl.where(m < 0, -levels, levels).to(tl.int8)
+    root = tl.sqrt(relative).to(tl.int32, bitcast=True)
+    level = (root | m.to(tl.int32, bitcast=True) & _SIGN).to(tl.float32, bitcast=True) * _LEVELS
+    # The last bits of a float32 near 1.5 · 2²³ are an integer, rounded half to even, in two's complement.
+    return (level + _HALF_EVEN).to(tl.int32, bitcast=True).to(tl.int8)
 
 
 @triton.jit
 def _up_or_down(θ, bits):
-    """θ as a bfloat16 above or below; what is none stays none."""
-    drawn = (θ.to(tl.uint32, bitcast=True) + (bits & 0xFFFF)) & 0xFFFF0000
-    return tl.where(θ == θ, drawn.to(tl.float32, bitcast=True), θ)
+    """θ as a bfloat16 above or below, by 16 random bits; what is none stays none."""
+    whole = θ.to(tl.uint32, bitcast=True)
+    return (tl.where(θ == θ, whole + bits, whole) >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
+def _random(first, key, alignment: tl.constexpr, chunk_size: tl.constexpr):
+    """16 bits for each element from `first` on, as in `rounding.random_bits`: two of them share a hash."""
+    rows = tl.arange(0, chunk_size // _QUANTUM)[:, None]
+    if alignment == 16:
+        pairs = rows * (_QUANTUM // 2) + tl.arange(0, _QUANTUM // 2)[None, :]
+        both = _mixed(((first >> 1).to(tl.uint32) + pairs.to(tl.uint32)) ^ key)
+        bits = tl.interleave(both & 0xFFFF, both >> 16)
+    else:
+        places = first + rows * _QUANTUM + tl.arange(0, _QUANTUM)[None, :]
+        both = _mixed((places >> 1).to(tl.uint32) ^ key)
+        bits = tl.where(places % 2 == 0, both & 0xFFFF, both >> 16)
+    return bits
 
 
 @triton.jit
