@@ -74,7 +74,7 @@ def gpu() -> str:
     return (
         f"{table(*rows)}\n\nMilliseconds of the device, and in brackets how many times as long as copying as "
         f"many bytes. The copies moved {min(rates):,.0f} – {max(rates):,.0f} GB/s. AdamW is torch's fused "
-        f"one, on the largest model of the row. {'; '.join(absent)}. {measured_on(record)}"
+        f"one, on the largest model of the row. {'. '.join(['; '.join(absent)] * bool(absent) + [measured_on(record)])}"
     )
 
 
