@@ -16,8 +16,9 @@ from torch.optim import Optimizer
 #: None, or what is missing and how to get it: the end of the sentence "adam-mini needs …".
 Need = Callable[[], str | None]
 
-#: Loggers that warn while torchao is imported: of its libraries for other GPUs, of a deprecated call.
-_NOISY = ("torchao", "torch.utils._pytree")
+#: Loggers that warn while torchao is imported, of its libraries for other GPUs and of a deprecated call, and
+#: bitsandbytes, of a kernel for some CPUs that no optimizer needs.
+_NOISY = ("torchao", "torch.utils._pytree", "bitsandbytes")
 
 
 def package(module: str, extra: str) -> Need:
@@ -40,7 +41,7 @@ def torch_muon() -> str | None:
 
 @contextmanager
 def muted() -> Iterator[None]:
-    """Drop the warnings that importing torchao logs. transformers imports it, too, where it is installed."""
+    """Drop the warnings that importing peers logs. transformers imports torchao, too, where it is installed."""
     loggers = [logging.getLogger(name) for name in _NOISY]
     levels = [logger.level for logger in loggers]
     try:
