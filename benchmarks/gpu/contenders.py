@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 
 from benchmarks.gpu.shapes import Shapes
 from sgd_sai import SGDSaI
-from sgd_sai.peers.imports import Need, from_package, package
+from sgd_sai.peers.builders import flash
+from sgd_sai.peers.imports import Need, flashoptim, from_package, package
 
 LR = 1e-6  # steps are to move the parameters, but not away
 _MOMENTA: dict[str, dict[str, Any]] = {
@@ -80,16 +81,11 @@ def _torchao(params: Sequence[Tensor], lr: float) -> Optimizer:
     return from_package("torchao.optim", "AdamW8bit")(params, lr=lr)
 
 
-def _flash(name: str, **options: Any) -> Contender:
-    build = partial(from_package("flashoptim", name), weight_decay=0.1, **options)
-    return Contender(f"flashoptim {name}", build, package("flashoptim", "peers"), own=False)
-
-
 #: Of others. One that lacks its package, or breaks, is a row that says so.
 OTHERS = [
     Contender("optimi SGD Triton", _optimi, package("optimi", "peers"), own=False),
-    _flash("FlashSGDW", momentum=0.9),
-    _flash("FlashAdamW"),
+    Contender("flashoptim FlashSGDW", flash("FlashSGDW", momentum=0.9), flashoptim, own=False),
+    Contender("flashoptim FlashAdamW", flash("FlashAdamW"), flashoptim, own=False),
     Contender(
         "bitsandbytes AdamW8bit",
         from_package("bitsandbytes.optim", "AdamW8bit"),
@@ -117,17 +113,25 @@ def parameters(shapes: Shapes, dtype: torch.dtype, device: torch.device) -> list
 def bytes_moved(optimizer: Optimizer, params: Sequence[Tensor]) -> int:
     """Of a step at least: parameters and state are read and written, gradients are read."""
     grads = [param.grad for param in params if param.grad is not None]
-    state = [value for param in params for value in optimizer.state[param].values()]
-    kept = [value for value in state if isinstance(value, Tensor) and value.numel() > 1]
-    return 2 * size(params) + size(grads) + 2 * size(kept)
+    state = [
+        tensor
+        for param in params
+        for value in optimizer.state[param].values()
+        for tensor in tensors_of(value)
+        if tensor.numel() > 1
+    ]
+    return 2 * size(params) + size(grads) + 2 * size(state)
+
+
+def tensors_of(value: object) -> list[Tensor]:
+    """A tensor of a state; the tensors of which one is made, or those that an object of flashoptim holds."""
+    if not isinstance(value, Tensor):
+        return [held for held in getattr(value, "__dict__", {}).values() if isinstance(held, Tensor)]
+    if type(value) is not nn.Parameter and hasattr(value, "__tensor_flatten__"):
+        return [getattr(value, name) for name in value.__tensor_flatten__()[0]]
+    return [value]
 
 
 def size(tensors: Sequence[Tensor]) -> int:
-    """Bytes; of a tensor that is made of others, theirs."""
-    whole = 0
-    for tensor in tensors:
-        if hasattr(tensor, "__tensor_flatten__") and type(tensor) is not nn.Parameter:
-            whole += size([getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]])
-        else:
-            whole += tensor.numel() * tensor.itemsize
-    return whole
+    """Bytes."""
+    return sum(tensor.numel() * tensor.itemsize for tensor in tensors)

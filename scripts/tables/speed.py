@@ -70,11 +70,12 @@ def gpu() -> str:
     absent = [
         f"{row['name']}: {row['absent'].split(chr(10))[0]}" for row in record["rows"] if "model" not in row
     ]
+    missing = f"{'; '.join(absent)}. " if absent else ""
     rates = [row["copy_gb_per_s"] for row in record["rows"] if "copy_gb_per_s" in row]
     return (
         f"{table(*rows)}\n\nMilliseconds of the device, and in brackets how many times as long as copying as "
         f"many bytes. The copies moved {min(rates):,.0f} – {max(rates):,.0f} GB/s. AdamW is torch's fused "
-        f"one, on the largest model of the row. {'. '.join(['; '.join(absent)] * bool(absent) + [measured_on(record)])}"
+        f"one, on the largest model of the row. {missing}{measured_on(record)}"
     )
 
 

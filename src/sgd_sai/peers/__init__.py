@@ -23,7 +23,7 @@ from sgd_sai.optimizer import SGDSaI
 from sgd_sai.peers import builders, release
 from sgd_sai.peers import state_bytes as size
 from sgd_sai.peers.builders import Plain, Train
-from sgd_sai.peers.imports import Need, from_package, package, torch_muon
+from sgd_sai.peers.imports import Need, flashoptim, from_package, package, torch_muon
 from sgd_sai.peers.parameter import Parameter
 from sgd_sai.peers.state_bytes import Memory, each
 
@@ -209,6 +209,22 @@ PEERS: dict[str, Peer] = {
             tuned_as="adamw",
             plain=from_package("torchao.optim", "AdamW8bit"),
             by_default=False,
+        ),
+        Peer(
+            "flash-sgd",
+            "FlashSGDW",
+            needs=flashoptim,
+            plain=builders.flash("FlashSGDW", momentum=0.9),
+            by_default=False,
+            memory=Memory(each(size.flash(1))),
+        ),
+        Peer(
+            "flash-adamw",
+            "FlashAdamW",
+            needs=flashoptim,
+            plain=builders.flash("FlashAdamW"),
+            by_default=False,
+            memory=Memory(each(size.flash(2))),
         ),
         Trained(
             "sgd-sai-sqrt-d",

@@ -178,3 +178,14 @@ def torchao(model: nn.Module, lr: float, shrink: float) -> Optimizer:
 def release_1_0_3(model: nn.Module, lr: float, shrink: float) -> Optimizer:
     """The authors' own. It measures again after a restart, so that its runs do not resume exactly."""
     return release.build(groups(model), lr=lr, momentum=_MOMENTUM, weight_decay=shrink / lr)
+
+
+def flash(name: str, **options: Any) -> Plain:
+    """An optimizer of flashoptim, which keeps 24 bits of each weight of 16."""
+    build = from_package("flashoptim", name)
+
+    def plain(params: list[Tensor], lr: float) -> Optimizer:
+        bits = 24 if any(param.dtype.itemsize == 2 for param in params) else None
+        return build(params, lr=lr, weight_decay=0.1, master_weight_bits=bits, **options)
+
+    return plain

@@ -39,9 +39,16 @@ def torch_muon() -> str | None:
     return f"torch.optim.Muon, of torch 2.9 or later; this is {torch.__version__}"
 
 
+def flashoptim() -> str | None:
+    """The needs of flashoptim: its kernels run on a GPU alone."""
+    if (missing := package("flashoptim", "8bit")()) is not None:
+        return missing
+    return None if torch.cuda.is_available() else "a GPU of NVIDIA; this machine has none that torch can use"
+
+
 @contextmanager
 def muted() -> Iterator[None]:
-    """Drop the warnings that importing peers logs. transformers imports torchao, too, where it is installed."""
+    """Drop the warnings that importing peers logs. transformers imports torchao, too, where it is there."""
     loggers = [logging.getLogger(name) for name in _NOISY]
     levels = [logger.level for logger in loggers]
     try:
