@@ -1,4 +1,4 @@
-"""flashoptim, whose kernels run on a GPU alone: it is built as it is, and its bytes are those of the formula."""
+"""flashoptim, whose kernels run on a GPU alone: it is built as it is, and allocates what the formula says."""
 
 from __future__ import annotations
 
