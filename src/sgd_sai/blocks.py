@@ -131,6 +131,8 @@ def plain_columns(
         narrow = [m.dtype == torch.int8 and m.is_contiguous() for m in momenta]
         if narrow != [a is not None for a in absmaxes]:
             return None
+        if not all(a is None or a.is_contiguous() for a in absmaxes):
+            return None
         momenta = [m if a is None else Momentum8(m, a) for m, a in zip(momenta, absmaxes, strict=True)]
     roundings = _plain_roundings(places, params, of_params, group)
     if roundings is None:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from sgd_sai.distributed.layout import contiguous
 from sgd_sai.given_scales import check_whole
 from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.messages import name_of
 from sgd_sai.options import Group
-from sgd_sai.quantized import create_momentum8, fits_8_bits
+from sgd_sai.quantized import create_momentum8, fits_8_bits, is_large
 
 #: The g-SNR of a block without elements: it neither waits for a scale nor needs a normaliser.
 EMPTY = 0.0
@@ -135,8 +136,8 @@ def create_buffers(state: State, param: Tensor, group: Group) -> None:
             )
         if not in_8_bits:  # it was replaced by a wider one
             state.pop("momentum_absmax", None)
-        elif not state["momentum_buffer"].is_contiguous():  # a tool has laid it out as the parameter
-            state["momentum_buffer"] = state["momentum_buffer"].contiguous()
+        else:  # a tool may have laid them out as the parameter
+            state.update({key: contiguous(state[key]) for key in ("momentum_buffer", "momentum_absmax")})
     if needs_compensation(param, group) and state.get("compensation") is None:
         state["compensation"] = torch.zeros_like(param)
 
@@ -144,14 +145,19 @@ def create_buffers(state: State, param: Tensor, group: Group) -> None:
 def create_momentum(state: State, param: Tensor, group: Group) -> None:
     """Add a momentum of zeros in the group's `state_dtype`."""
     state.pop("momentum_absmax", None)  # of a momentum in 8 bits that was there before
-    dtype = group["state_dtype"]
-    if dtype == "8bit" and fits_8_bits(param):
+    if group["state_dtype"] == "8bit" and fits_8_bits(param):
         create_momentum8(state, param, group["split"])
-        return
-    wide = torch.promote_types(param.dtype, torch.float32)
-    if isinstance(dtype, torch.dtype):
-        wide = torch.promote_types(dtype, torch.complex32) if param.is_complex() else dtype
-    state["momentum_buffer"] = torch.zeros_like(param, dtype=wide)
+    else:
+        state["momentum_buffer"] = torch.zeros_like(param, dtype=wide_dtype(param, group["state_dtype"]))
+
+
+def wide_dtype(param: Tensor, state_dtype: torch.dtype | str | None) -> torch.dtype:
+    """The dtype of a momentum that has not 8 bits."""
+    if state_dtype == "8bit" and is_large(param):  # whose shards end within blocks of 256
+        state_dtype = torch.bfloat16
+    if not isinstance(state_dtype, torch.dtype):
+        return torch.promote_types(param.dtype, torch.float32)
+    return torch.promote_types(state_dtype, torch.complex32) if param.is_complex() else state_dtype
 
 
 def forget_momentum(state: State) -> None:
