@@ -31,7 +31,7 @@ from sgd_sai.gsnr import UNLATCHED, has_data, hold_something, measure
 from sgd_sai.messages import listed, name_of, warn
 from sgd_sai.names import in_order_of
 from sgd_sai.options import Group, check_options, check_param, is_given
-from sgd_sai.quantized import WIDE, absmax_in_shape, absmax_of, block_by_index, is_large
+from sgd_sai.quantized import WIDE, absmax_in_shape, absmax_of, block_by_index
 from sgd_sai.state import (
     UNKNOWN,
     create_momentum,
@@ -39,6 +39,7 @@ from sgd_sai.state import (
     forget_momentum,
     has_scale,
     lacks_momentum,
+    mark_wide,
     momentum_values,
     normalizers_of,
     told_normalizers,
@@ -85,8 +86,8 @@ def _with_momentum(entries: dict[str, Any], param: Tensor, group: Group) -> dict
     if not begun:
         create_momentum(completed, param, group)
     if completed["momentum_buffer"].dtype != torch.int8:
-        completed.pop("momentum_absmax", None)  # of a momentum that was replaced by a wider one
-        if group["state_dtype"] == "8bit" and is_large(param):
+        mark_wide(completed, param, group)
+        if "momentum_absmax" in completed:
             completed["momentum_absmax"] = absmax_of(param, group["split"], WIDE)
     return completed
 
@@ -171,13 +172,16 @@ def fitted(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any
     fresh = []
     wide = _wide(state, fitting)
     for old, group, order in zip(fitting, groups, orders, strict=True):
+        # A flat state is loaded by the keys of the optimizer's own, which lacks `ORDER`.
+        tells = order == "rows" or (order is None and group["state_dtype"] != "8bit")
         for index, (number, param) in enumerate(zip(old["params"], group["params"], strict=True)):
             if number in state:
                 try:
                     check_param(old, param, "it")
                     if param.requires_grad and not has_gsnr(state[number]):
                         fresh.append(name_of(group, index))
-                    state[number] = fitted_state(state[number], param, old, order=order, wide=number in wide)
+                    of = {"order": order, "wide": number in wide, "tells": tells}
+                    state[number] = fitted_state(state[number], param, old, **of)
                 except ValueError as error:
                     raise ValueError(f"state_dict: {name_of(group, index)}: {error}") from None
             elif param.requires_grad:

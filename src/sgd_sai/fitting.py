@@ -32,6 +32,7 @@ from sgd_sai.state import (
     forget_momentum,
     gsnr_keys,
     is_empty,
+    mark_wide,
     wide_dtype,
 )
 
@@ -107,7 +108,7 @@ def has_gsnr(entries: Mapping[str, Any]) -> bool:
 
 
 def fitted_state(
-    saved: Mapping[str, Any], param: Tensor, group: Group, *, order: str | None, wide: bool
+    saved: Mapping[str, Any], param: Tensor, group: Group, *, order: str | None, wide: bool, tells: bool
 ) -> dict[str, Any]:
     """A parameter's state as it is loaded: ours checked and packed, the entries of others as they are.
 
@@ -118,6 +119,7 @@ def fitted_state(
         param, group: the parameter, and its group as it is loaded.
         order: see `ORDER`.
         wide: whether its scales are `WIDE`.
+        tells: whether they would be, if its momentum could have 8 bits, but has more.
 
     Raises:
         ValueError: they do not fit the parameter.
@@ -133,12 +135,15 @@ def fitted_state(
     tensors = {name: saved[name] for name in _BUFFERS if saved.get(name) is not None}
     if "momentum_buffer" not in tensors or not saved.get(BEGUN, True):  # the next gradient begins it
         forget_momentum(tensors)
-    _fit_8_bits(tensors, param, group, order=order, wide=wide)
-    return {**fitting, **{name: Packed(value) for name, value in tensors.items()}}
+    _fit_8_bits(tensors, param, group, order=order, wide=wide, tells=tells)
+    packed: dict[str, Any] = {name: Packed(value) for name, value in tensors.items()}
+    if "momentum_buffer" in tensors and "momentum_absmax" not in tensors and not is_lazy(param):
+        mark_wide(packed, param, group)
+    return {**fitting, **packed}
 
 
 def _fit_8_bits(
-    tensors: dict[str, Any], param: Tensor, group: Group, *, order: str | None, wide: bool
+    tensors: dict[str, Any], param: Tensor, group: Group, *, order: str | None, wide: bool, tells: bool
 ) -> None:
     """Check the tensors of a state, and bring a momentum into the bits that it has here."""
     told, lazy, split = "momentum_absmax" in tensors, is_lazy(param), group["split"]
@@ -158,8 +163,8 @@ def _fit_8_bits(
             if has_codes
             else "holds 'momentum_absmax', but no momentum in 8 bits"
         )
-    would_tell = order == "rows" and group["state_dtype"] == "8bit" and group["momentum"] != 0
-    if would_tell and "momentum_buffer" in tensors and not told and not lazy and is_large(param):
+    tells = tells and group["state_dtype"] == "8bit" and group["momentum"] != 0
+    if tells and "momentum_buffer" in tensors and not told and not lazy and is_large(param):
         raise ValueError(
             "lacks 'momentum_absmax', which tells codes of 8 bits from numbers; allowed: to load a "
             "distributed checkpoint into an optimizer that has state_dtype='8bit', as its own had"

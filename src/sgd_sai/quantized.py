@@ -27,8 +27,8 @@ from sgd_sai.gsnr import as_real
 BLOCK = 256
 #: Tensors of fewer elements keep their momentum in float32: they are few bytes, and often sensitive.
 SMALLEST = 4096
-#: In a saved state: in place of each scale of a momentum that could have 8 bits, but has more. A distributed
-#: checkpoint casts what it loads to the dtype that it finds: this tells numbers from codes.
+#: In place of the scales of a momentum that could have 8 bits, but has more; in a saved state, of each scale.
+#: torch.distributed.checkpoint casts what it loads to the dtype that it finds: this tells numbers from codes.
 WIDE = -1.0
 
 _LEVELS = 127
@@ -119,6 +119,12 @@ def absmax_of(param: Tensor, split: int, value: float) -> Tensor:
     here = shape if whole else absmax_shape(as_real(local(param)).shape, split)
     absmax = torch.full(here, value, dtype=torch.float32, device=param.device)
     return spread_as(param, absmax, shape, whole=whole) if is_spread(param) else absmax
+
+
+def absmax_in(state: Mapping[str, Any]) -> Tensor | None:
+    """The scales in a parameter's state; None beside a momentum of more bits."""
+    absmax: Tensor | float | None = state.get("momentum_absmax")
+    return None if isinstance(absmax, float) else absmax
 
 
 def create_momentum8(state: dict[str, Any], param: Tensor, split: int) -> None:
