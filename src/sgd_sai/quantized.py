@@ -137,10 +137,10 @@ def create_momentum8(state: dict[str, Any], param: Tensor, split: int) -> None:
 
 
 def absmax_in_shape(absmax: Tensor, param: Tensor, split: int) -> Tensor:
-    """Scales as `absmax_shape` has them; once they always had one dim."""
+    """Scales as `absmax_shape` has them; once they always had one dim. Of DTensors every rank must ask."""
     shape = absmax_shape(real_shape(param), split)
-    flat = absmax.shape == (math.prod(shape),) and not is_spread(absmax)
-    return absmax.reshape(shape) if flat else absmax
+    flat = len(shape) > 1 and absmax.shape == (math.prod(shape),)
+    return gathered(absmax).reshape(shape) if flat else absmax
 
 
 def read_whole(codes: Tensor, absmax: Tensor, split: int, *, is_complex: bool) -> Tensor:
