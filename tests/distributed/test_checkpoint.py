@@ -255,15 +255,20 @@ def test_saved_while_training_goes_on(tmp_path: Path) -> None:
 
 
 def saved_between_measuring_and_moving(folder: Path) -> None:
-    model, optimizer, share = training()
-    optimizer = SGDSaI(model.parameters(), measure_first=True, **OPTIONS)
+    between(folder / "wide", width=16)
+    between(folder / "narrow", width=256, state_dtype="8bit")
+
+
+def between(folder: Path, width: int, **options: Any) -> None:
+    model, optimizer, share = training(width)
+    optimizer = SGDSaI(model.parameters(), measure_first=True, **OPTIONS, **options)
     train(model, optimizer, [LATE], share)
     dcp.save(states(model, optimizer, KINDS["plain"]), checkpoint_id=folder / "between" / "plain")
     train(model, optimizer, [LATE + 1], share)
     dcp.save(states(model, optimizer, KINDS["plain"]), checkpoint_id=folder / "after" / "plain")
     truth = outcome(model, optimizer)
     for saved, left in (("between", [LATE + 1]), ("after", [])):
-        other = SGDSaI(model.parameters(), measure_first=True, **OPTIONS)
+        other = SGDSaI(model.parameters(), measure_first=True, **OPTIONS, **options)
         load(model, other, folder / saved, "plain")
         train(model, other, left, share)
         assert_equal(outcome(model, other), truth)

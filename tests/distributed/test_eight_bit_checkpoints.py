@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,11 @@ from test_checkpoint import KINDS, load, save
 from tiny import whole
 from torch import Tensor, nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
@@ -26,6 +32,8 @@ from sgd_sai.quantized import read_whole
 RANKS = {"rows.weight": 4, "columns.weight": 2, "convolution.weight": 1, "rows.bias": 0}
 #: The step after which all is saved, and the last.
 SAVED, END = 3, 6
+#: Of each parameter, with scales of its own: of the convolution they have no whole number of blocks.
+PARTS = 5
 
 
 class Model(nn.Module):
@@ -40,7 +48,7 @@ class Model(nn.Module):
             self.convolution = nn.Conv2d(15, 15, 5, bias=False)
 
 
-def made(rows_alone: bool = False, **options: Any) -> tuple[Model, SGDSaI]:
+def made(rows_alone: bool) -> tuple[Model, SGDSaI]:
     """Of one rank alone the parameters are plain tensors."""
     model, ranks = Model(rows_alone=rows_alone), dist.get_world_size()
     if ranks > 1:
@@ -49,14 +57,14 @@ def made(rows_alone: bool = False, **options: Any) -> tuple[Model, SGDSaI]:
         if not rows_alone:
             fully_shard(model.convolution, mesh=mesh)
             parallelize_module(model, mesh, {"columns": RowwiseParallel()})
-    given = {"lr": 0.1, "scale": "sqrt_d", "state_dtype": "8bit", **options}  # √d is exact on any ranks
-    return model, SGDSaI(model.named_parameters(), **given)
+    options = {"lr": 0.1, "scale": "sqrt_d", "state_dtype": "8bit"}  # √d is exact on any ranks
+    return model, SGDSaI(model.named_parameters(), split=PARTS, **options)
 
 
-def train(model: Model, optimizer: SGDSaI, steps: range) -> None:
+def train(optimizer: SGDSaI, steps: range) -> None:
     """On gradients that are equal, bit for bit, on any number of ranks."""
     for step in steps:
-        for number, p in enumerate(model.parameters()):
+        for number, p in enumerate(optimizer.param_groups[0]["params"]):
             grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(100 * step + number))
             p.grad = (
                 distribute_tensor(grad, p.device_mesh, p.placements) if hasattr(p, "placements") else grad
@@ -64,8 +72,9 @@ def train(model: Model, optimizer: SGDSaI, steps: range) -> None:
         optimizer.step()
 
 
-def outcome(model: Model, optimizer: SGDSaI) -> dict[str, dict[str, Tensor]]:
-    named = dict(model.named_parameters())
+def outcome(optimizer: SGDSaI) -> dict[str, dict[str, Tensor]]:
+    [group] = optimizer.param_groups
+    named = dict(zip(group["param_names"], group["params"], strict=True))
     kept = {
         name: {key: whole(value) for key, value in optimizer.state[p].items() if isinstance(value, Tensor)}
         for name, p in named.items()
@@ -78,23 +87,29 @@ def saved_and_trained_on(folder: Path) -> dict[bool, Any]:
     found = {}
     for rows_alone in (True, False):
         model, optimizer = made(rows_alone)
-        train(model, optimizer, range(SAVED))
+        train(optimizer, range(SAVED))
         path = folder / str(rows_alone)
         path.mkdir(exist_ok=True)
         save(model, optimizer, path, step=0)
-        saved = outcome(model, optimizer)
+        saved = outcome(optimizer)
         for name, tensors in saved.items():
             narrow = RANKS[name] >= dist.get_world_size()
             assert (tensors["momentum_buffer"].dtype == torch.int8) == narrow, name
             assert ("momentum_absmax" in tensors) == narrow, name  # a mark beside others is no tensor
-        train(model, optimizer, range(SAVED, END))
-        found[rows_alone] = [saved, outcome(model, optimizer)]
+        copies = copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))
+        train(optimizer, range(SAVED, END))
+        found[rows_alone] = [saved, outcome(optimizer)]
+        for other in copies:
+            train(other, range(SAVED, END))
+            assert_equal(outcome(other), found[rows_alone][1], set(saved))
     return found
 
 
 def loaded_and_trained_on(folder: Path, saved_on: int, truths: dict[bool, Any]) -> None:
     ranks = dist.get_world_size()
     widened = any(ranks <= of < saved_on for of in RANKS.values())
+    if saved_on == 1:
+        saved_otherwise(folder, *truths[True])
     for rows_alone, (saved, end) in truths.items():
         for kind in KINDS:
             model, optimizer = made(rows_alone)
@@ -105,28 +120,47 @@ def loaded_and_trained_on(folder: Path, saved_on: int, truths: dict[bool, Any]) 
                     load(model, optimizer, path, kind)
                 continue
             load(model, optimizer, path, kind)
-            assert_goes_on(model, optimizer, saved, end)
+            assert_goes_on(optimizer, saved, end)
         if widened and ranks == 1:
-            model, optimizer = made()
             dcp_to_torch_save(folder / "False" / "plain", folder / "file.pt")
             state = torch.load(folder / "file.pt", weights_only=True)
-            set_model_state_dict(model, state["model"])
-            set_optimizer_state_dict(model, optimizer, state["optimizer"])
-            assert_goes_on(model, optimizer, *truths[False])
+            assert_goes_on(load_whole(state, rows_alone=False), *truths[False])
 
 
-def assert_goes_on(model: Model, optimizer: SGDSaI, saved: dict[str, Any], end: dict[str, Any]) -> None:
+def load_whole(state: dict[str, Any], rows_alone: bool) -> SGDSaI:
+    """A new optimizer that goes on from a state that every rank has."""
+    model, optimizer = made(rows_alone)
+    options = StateDictOptions(full_state_dict=True)
+    set_model_state_dict(model, state["model"], options=options)
+    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)
+    return optimizer
+
+
+def saved_otherwise(folder: Path, saved: dict[str, Any], end: dict[str, Any]) -> None:
+    """When all scales had one dim; and with scales beside what is no momentum in 8 bits."""
+    state = torch.load(folder / "True" / "full", weights_only=True)
+    rows = state["optimizer"]["state"]["rows.weight"]
+    rows["momentum_absmax"] = rows["momentum_absmax"].flatten()
+    state["optimizer"]["param_groups"][0]["momentum_order"] = "index"
+    assert_goes_on(load_whole(state, rows_alone=True), saved, end)
+    state = torch.load(folder / "False" / "full", weights_only=True)
+    state["optimizer"]["state"]["convolution.weight"]["momentum_buffer"] = torch.randn(15, 15, 5, 5)
+    with pytest.raises(ValueError, match="holds 'momentum_absmax', but no momentum in 8 bits"):
+        load_whole(state, rows_alone=False)
+
+
+def assert_goes_on(optimizer: SGDSaI, saved: dict[str, Any], end: dict[str, Any]) -> None:
     """What was loaded is what was saved, and training goes on, bit for bit, but where 8 bits became 16."""
-    found = outcome(model, optimizer)
+    found = outcome(optimizer)
     alike = {name for name in saved if saved[name].keys() == found[name].keys()}
     for name in saved.keys() - alike:
         codes, absmax = saved[name]["momentum_buffer"], saved[name]["momentum_absmax"]
-        meant = read_whole(codes, absmax, 1, is_complex=False)
+        meant = read_whole(codes, absmax, PARTS, is_complex=False)
         assert torch.equal(found[name]["momentum_buffer"], meant.bfloat16()), name
         assert torch.equal(found[name]["param"], saved[name]["param"]), name
     assert_equal(found, saved, alike)
-    train(model, optimizer, range(SAVED, END))
-    assert_equal(outcome(model, optimizer), end, alike)
+    train(optimizer, range(SAVED, END))
+    assert_equal(outcome(optimizer), end, alike)
 
 
 def assert_equal(found: dict[str, Any], truth: dict[str, Any], names: set[str]) -> None:
