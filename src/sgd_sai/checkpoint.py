@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from sgd_sai.distributed.layout import contiguous, laid_out_as, local
+from sgd_sai.distributed.layout import laid_out_as, local
 from sgd_sai.fitting import (
     BEGUN,
     ORDER,
@@ -113,9 +113,7 @@ def unpack(state: MutableMapping[Tensor, dict[str, Any]], groups: list[Group]) -
                 if key == "momentum_absmax" and isinstance(value, Tensor) and not is_lazy(param):
                     state[param][key] = absmax_in_shape(value, param, group["split"])  # of an older pickle
                 if isinstance(value, Packed):
-                    placed = laid_out_as(value.tensor, param).to(param.device)
-                    in_8_bits = placed.dtype == torch.int8 or key == "momentum_absmax"
-                    state[param][key] = contiguous(placed) if in_8_bits else placed
+                    state[param][key] = laid_out_as(value.tensor, param).to(param.device)
         if isinstance(group["scale"], _Kept):
             group["scale"] = group["scale"].rule
     _settle_normalizers(state, groups)
