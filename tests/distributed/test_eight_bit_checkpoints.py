@@ -29,7 +29,7 @@ from sgd_sai import SGDSaI
 from sgd_sai.quantized import read_whole
 
 #: On up to how many ranks the momentum of a layer has 8 bits, of those tried; on more it has 16.
-RANKS = {"rows.weight": 4, "columns.weight": 2, "convolution.weight": 1, "rows.bias": 0}
+RANKS = {"rows.weight": 4, "replicas.weight": 4, "columns.weight": 2, "convolution.weight": 1, "rows.bias": 0}
 #: The step after which all is saved, and the last.
 SAVED, END = 3, 6
 #: Of each parameter, with scales of its own: of the convolution they have no whole number of blocks.
@@ -37,13 +37,14 @@ PARTS = 5
 
 
 class Model(nn.Module):
-    """A layer that is cut by rows, 5 of them; a layer whose columns are cut; and a convolution."""
+    """Layers of 5 rows, to be cut, and to be cut and replicated; of columns to be cut; and a convolution."""
 
     def __init__(self, *, rows_alone: bool) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.rows = nn.Linear(1024, 5)
         if not rows_alone:
+            self.replicas = nn.Linear(1024, 5, bias=False)
             self.columns = nn.Linear(512, 20, bias=False)
             self.convolution = nn.Conv2d(15, 15, 5, bias=False)
 
@@ -56,6 +57,8 @@ def made(rows_alone: bool) -> tuple[Model, SGDSaI]:
         fully_shard(model.rows, mesh=mesh)
         if not rows_alone:
             fully_shard(model.convolution, mesh=mesh)
+            replicas = init_device_mesh("cpu", (ranks // 2, 2), mesh_dim_names=("replicate", "shard"))
+            fully_shard(model.replicas, mesh=replicas)
             parallelize_module(model, mesh, {"columns": RowwiseParallel()})
     options = {"lr": 0.1, "scale": "sqrt_d", "state_dtype": "8bit"}  # √d is exact on any ranks
     return model, SGDSaI(model.named_parameters(), split=PARTS, **options)
