@@ -69,7 +69,7 @@ def parameters(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
     """A matrix that is large enough for 8 bits, a convolution in another memory order, and a vector."""
     generator = torch.Generator().manual_seed(0)
     params = [
-        nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in ((90, 60), (8, 30, 5, 4), (6,))
+        nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in ((24, 256), (8, 30, 5, 4), (6,))
     ]
     params[1].data = params[1].data.to(memory_format=torch.channels_last)
     return params

@@ -62,18 +62,27 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
             exec(code, names)
 
 
-def test_blocks_for_several_ranks_run_on_one(tmp_path: Path) -> None:
+def test_blocks_for_several_ranks_run_on_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what they take for granted. DeepSpeed's own line runs in tests/distributed/test_deepspeed.py."""
     import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_model_state_dict,
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
+    monkeypatch.chdir(tmp_path)
     names = {
         **what_a_reader_has(),
         "SGDSaI": SGDSaI,
         "measure_scales": measure_scales,
         "dist": dist,
         "dcp": dcp,
+        "torch": torch,
+        "StateDictOptions": StateDictOptions,
+        "set_optimizer_state_dict": set_optimizer_state_dict,
     }
     names |= {"functools": functools, "ZeroRedundancyOptimizer": ZeroRedundancyOptimizer, "lr": 0.1}
     names |= {"get_model_state_dict": get_model_state_dict, "path": str(tmp_path / "checkpoint")}

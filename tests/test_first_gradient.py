@@ -423,16 +423,16 @@ def test_a_first_step_without_memory_that_is_tried_again(
 def test_8_bits_without_memory_for_their_scales(monkeypatch: pytest.MonkeyPatch) -> None:
     """A momentum of codes alone would be taken for one of whole numbers."""
     param = nn.Parameter(torch.randn(90, 90))
-    zeros = torch.zeros
+    full = torch.full
 
     def fail(*given: Any, **options: Any) -> Any:
         if options.get("dtype") == torch.float32:
             raise NoMemory
-        return zeros(*given, **options)
+        return full(*given, **options)
 
     optimizer = SGDSaI([param, nn.Parameter(torch.ones(3))], state_dtype="8bit")
     give(optimizer.param_groups[0]["params"], seed=1)
-    monkeypatch.setattr(torch, "zeros", fail)
+    monkeypatch.setattr(torch, "full", fail)
     with pytest.raises(NoMemory):
         optimizer.step()
     monkeypatch.undo()

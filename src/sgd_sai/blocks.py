@@ -15,7 +15,7 @@ from sgd_sai.distributed.layout import first_elements, is_spread, local, local_p
 from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.messages import name_of
 from sgd_sai.options import Group, check_param
-from sgd_sai.quantized import Momentum, Momentum8
+from sgd_sai.quantized import Momentum, Momentum8, absmax_in
 from sgd_sai.rounding import Noise, Rounding
 from sgd_sai.state import EMPTY, State, gsnr_keys, needs_compensation
 
@@ -127,9 +127,11 @@ def plain_columns(
         return None
     in_8_bits = group["state_dtype"] == "8bit" or any("momentum_absmax" in state for state in of_params)
     if in_8_bits and group["momentum"] != 0:
-        absmaxes = [state.get("momentum_absmax") for state in of_params]
+        absmaxes = list(map(absmax_in, of_params))
         narrow = [m.dtype == torch.int8 and m.is_contiguous() for m in momenta]
         if narrow != [a is not None for a in absmaxes]:
+            return None
+        if not all(a is None or a.is_contiguous() for a in absmaxes):
             return None
         momenta = [m if a is None else Momentum8(m, a) for m, a in zip(momenta, absmaxes, strict=True)]
     roundings = _plain_roundings(places, params, of_params, group)
@@ -161,16 +163,17 @@ def blocks_of(index: int, param: Tensor, grad: Tensor, state: State, group: Grou
     keys = gsnr_keys(group["split"])
     n = len(keys)
     momentum: Tensor | None = state.get("momentum_buffer") if group["momentum"] != 0 else None
+    absmax = absmax_in(state)
     m: Momentum
-    if n == 1 and not param.is_complex() and "momentum_absmax" not in state:
+    if n == 1 and not param.is_complex() and absmax is None:
         m = None if momentum is None else local(momentum)
         [rounding] = _roundings(index, param, state, group, 1)
         yield Block(local(param), local(grad), m, rounding, grad, state, keys[0], index)
         return
     θs, gs = (map(gsnr.as_real, local_parts(tensor, n)) for tensor in (param, grad))
     ms: Iterator[Momentum] = repeat(None)
-    if momentum is not None and "momentum_absmax" in state:
-        ms = Momentum8(momentum, state["momentum_absmax"]).parts(n)
+    if momentum is not None and absmax is not None:
+        ms = Momentum8(momentum, absmax).parts(n)
     elif momentum is not None:
         ms = map(gsnr.as_real, local_parts(momentum, n))
     roundings = _roundings(index, param, state, group, n)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from sgd_sai.distributed.layout import laid_out_as
+from sgd_sai.distributed.layout import laid_out_as, local
 from sgd_sai.fitting import (
     BEGUN,
     ORDER,
@@ -27,11 +27,11 @@ from sgd_sai.fitting import (
     fitted_state,
     has_gsnr,
 )
-from sgd_sai.gsnr import UNLATCHED, hold_something
+from sgd_sai.gsnr import UNLATCHED, has_data, hold_something, measure
 from sgd_sai.messages import listed, name_of, warn
 from sgd_sai.names import in_order_of
 from sgd_sai.options import Group, check_options, check_param, is_given
-from sgd_sai.quantized import block_by_index
+from sgd_sai.quantized import WIDE, absmax_in_shape, absmax_of, block_by_index
 from sgd_sai.state import (
     UNKNOWN,
     create_momentum,
@@ -39,6 +39,7 @@ from sgd_sai.state import (
     forget_momentum,
     has_scale,
     lacks_momentum,
+    mark_wide,
     momentum_values,
     normalizers_of,
     told_normalizers,
@@ -63,7 +64,7 @@ def portable(state_dict: dict[str, Any], optimizer: SGDSaI) -> dict[str, Any]:
             elif isinstance(value, torch.dtype):
                 saved[option] = str(value)
         saved["rounding_step"] = int(saved.get("rounding_step", 0))
-        saved[ORDER] = "index"
+        saved[ORDER] = "rows"
         if callable(saved["scale"]):
             rule = saved["scale"] if hasattr(saved["scale"], "__qualname__") else type(saved["scale"])
             saved["scale"] = f"{rule.__module__}.{rule.__qualname__}"
@@ -77,13 +78,17 @@ def portable(state_dict: dict[str, Any], optimizer: SGDSaI) -> dict[str, Any]:
 
 
 def _with_momentum(entries: dict[str, Any], param: Tensor, group: Group) -> dict[str, Any]:
-    """A parameter's state with its momentum, also where the optimizer has none yet; see `BEGUN`."""
+    """A parameter's state with its momentum, also where there is none yet; see `BEGUN` and `WIDE`."""
     if group["momentum"] == 0 or is_lazy(param):
         return entries
     begun = not lacks_momentum(entries, group)
     completed = {**entries, BEGUN: begun if has_scale(entries, group) else UNLATCHED}
     if not begun:
         create_momentum(completed, param, group)
+    if completed["momentum_buffer"].dtype != torch.int8:
+        mark_wide(completed, param, group)
+        if "momentum_absmax" in completed:
+            completed["momentum_absmax"] = absmax_of(param, group["split"], WIDE)
     return completed
 
 
@@ -105,6 +110,8 @@ def unpack(state: MutableMapping[Tensor, dict[str, Any]], groups: list[Group]) -
     for group in groups:
         for param in group["params"]:
             for key, value in state.get(param, {}).items():
+                if key == "momentum_absmax" and isinstance(value, Tensor) and not is_lazy(param):
+                    state[param][key] = absmax_in_shape(value, param, group["split"])  # of an older pickle
                 if isinstance(value, Packed):
                     state[param][key] = laid_out_as(value.tensor, param).to(param.device)
         if isinstance(group["scale"], _Kept):
@@ -152,7 +159,7 @@ def fitted(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any
         except (TypeError, ValueError) as error:
             raise ValueError(f"state_dict: {error}") from None
         completed["scale"] = _Kept(completed["scale"])
-    by_index = [completed.pop(ORDER, None) is not None for completed in fitting]
+    orders = [completed.pop(ORDER, None) for completed in fitting]
     state = _by_number(state_dict["state"], fitting, groups)
     # Before there was a "gsnr_max" in a state, a momentum of which nothing is said had begun.
     silent = {
@@ -161,14 +168,18 @@ def fitted(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any
         if state[key].get(BEGUN, UNLATCHED if "gsnr_max" in state[key] else True) == UNLATCHED
     }
     fresh = []
-    for old, group, contiguous in zip(fitting, groups, by_index, strict=True):
+    wide = _wide(state, fitting)
+    for old, group, order in zip(fitting, groups, orders, strict=True):
+        # A flat state is loaded by the keys of the optimizer's own, which lacks `ORDER`.
+        tells = order == "rows" or (order is None and group["state_dtype"] != "8bit")
         for index, (number, param) in enumerate(zip(old["params"], group["params"], strict=True)):
             if number in state:
                 try:
                     check_param(old, param, "it")
                     if param.requires_grad and not has_gsnr(state[number]):
                         fresh.append(name_of(group, index))
-                    state[number] = fitted_state(state[number], param, old, by_index=contiguous)
+                    of = {"order": order, "wide": number in wide, "tells": tells}
+                    state[number] = fitted_state(state[number], param, old, **of)
                 except ValueError as error:
                     raise ValueError(f"state_dict: {name_of(group, index)}: {error}") from None
             elif param.requires_grad:
@@ -212,6 +223,21 @@ def _by_number(saved: Mapping[Any, Any], fitting: Sequence[Group], groups: list[
     if trained and not any(map(has_gsnr, ours)):
         raise ValueError(f"state_dict: holds no 'gsnr'; it is another optimizer's. {WHAT_THEN}")
     return state
+
+
+def _wide(state: Mapping[Any, Any], fitting: Sequence[Group]) -> set[Any]:
+    """The parameters of a saved state whose scales are `WIDE`. On DTensors all ranks learn the same."""
+    absmaxes = {
+        number: absmax
+        for group in fitting
+        for number in group["params"]
+        if isinstance(absmax := state.get(number, {}).get("momentum_absmax"), Tensor)
+        and has_data(local(absmax))
+    }
+    if not absmaxes:
+        return set()
+    moments = measure([[absmax] for absmax in absmaxes.values()])
+    return {number for number, of in zip(absmaxes, moments, strict=True) if of.total < 0}
 
 
 def _forget_what_waits(state: dict[Any, Any], silent: Collection[Any], groups: Sequence[Group]) -> None:

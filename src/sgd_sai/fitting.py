@@ -12,18 +12,38 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from sgd_sai.distributed.layout import is_spread
 from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.options import RULES, STATE_DTYPES, Group, is_given
-from sgd_sai.quantized import block_by_index, create_momentum8
-from sgd_sai.state import EMPTY, GSNR, NORMALIZERS, UNKNOWN, forget_momentum, gsnr_keys, is_empty
+from sgd_sai.quantized import (
+    absmax_in_shape,
+    absmax_shape,
+    block_by_index,
+    fits_8_bits,
+    is_large,
+    read_whole,
+    real_shape,
+)
+from sgd_sai.state import (
+    EMPTY,
+    GSNR,
+    NORMALIZERS,
+    UNKNOWN,
+    forget_momentum,
+    gsnr_keys,
+    is_empty,
+    mark_wide,
+    wide_dtype,
+)
 
 #: The tensors that a parameter's state may have.
 _BUFFERS = ("momentum_buffer", "momentum_absmax", "compensation")
 #: In a saved state alone: whether the momentum has begun, or m₁ will be the next gradient.
 BEGUN = "momentum_begun"
 _OURS = {*_BUFFERS, BEGUN}
-#: In a saved group alone: that the blocks of a momentum in 8 bits follow the index of an element. Where it is
-#: missing, codes that are not contiguous are older, and their blocks follow the order of memory.
+#: In a saved group alone: how a momentum in 8 bits is laid out. "rows": as `quantized` says; and beside one
+#: that could have 8 bits, but has more, is `WIDE`. "index": nothing is beside it, and scales have one dim.
+#: Where this is missing, codes that are not contiguous are older: their blocks follow the order of memory.
 ORDER = "momentum_order"
 #: What the refusal of another optimizer's checkpoint advises.
 WHAT_THEN = (
@@ -87,13 +107,19 @@ def has_gsnr(entries: Mapping[str, Any]) -> bool:
     return any(GSNR.fullmatch(str(name)) for name in entries)
 
 
-def fitted_state(saved: Mapping[str, Any], param: Tensor, group: Group, *, by_index: bool) -> dict[str, Any]:
+def fitted_state(
+    saved: Mapping[str, Any], param: Tensor, group: Group, *, order: str | None, wide: bool, tells: bool
+) -> dict[str, Any]:
     """A parameter's state as it is loaded: ours checked and packed, the entries of others as they are.
+
+    On DTensors every rank must ask.
 
     Args:
         saved: the entries.
         param, group: the parameter, and its group as it is loaded.
-        by_index: see `ORDER`.
+        order: see `ORDER`.
+        wide: whether its scales are `WIDE`.
+        tells: whether they would be, if its momentum could have 8 bits, but has more.
 
     Raises:
         ValueError: they do not fit the parameter.
@@ -109,33 +135,63 @@ def fitted_state(saved: Mapping[str, Any], param: Tensor, group: Group, *, by_in
     tensors = {name: saved[name] for name in _BUFFERS if saved.get(name) is not None}
     if "momentum_buffer" not in tensors or not saved.get(BEGUN, True):  # the next gradient begins it
         forget_momentum(tensors)
-    in_8_bits = getattr(tensors.get("momentum_buffer"), "dtype", None) == torch.int8
-    if in_8_bits != ("momentum_absmax" in tensors):
+    _fit_8_bits(tensors, param, group, order=order, wide=wide, tells=tells)
+    packed: dict[str, Any] = {name: Packed(value) for name, value in tensors.items()}
+    if "momentum_buffer" in tensors and "momentum_absmax" not in tensors and not is_lazy(param):
+        mark_wide(packed, param, group)
+    return {**fitting, **packed}
+
+
+def _fit_8_bits(
+    tensors: dict[str, Any], param: Tensor, group: Group, *, order: str | None, wide: bool, tells: bool
+) -> None:
+    """Check the tensors of a state, and bring a momentum into the bits that it has here."""
+    told, lazy, split = "momentum_absmax" in tensors, is_lazy(param), group["split"]
+    has_codes = getattr(tensors.get("momentum_buffer"), "dtype", None) == torch.int8
+    if told and wide:
+        if has_codes:
+            raise ValueError(
+                "momentum_buffer had more than 8 bits where it was saved, and torch.distributed.checkpoint "
+                "has cast it to int8; allowed: the file that dcp_to_torch_save makes (docs/distributed.md)"
+            )
+        del tensors["momentum_absmax"]
+    # Codes that torch.distributed.checkpoint has cast to the dtype that the momentum has on these ranks.
+    cast = told and not wide and not has_codes and is_spread(param) and not fits_8_bits(param)
+    if has_codes != (told and not wide) and not cast:
         raise ValueError(
             "lacks 'momentum_absmax', without which a momentum in 8 bits means nothing"
-            if in_8_bits
+            if has_codes
             else "holds 'momentum_absmax', but no momentum in 8 bits"
         )
-    like: dict[str, Any] = {"momentum_buffer": param, "compensation": param}
-    if in_8_bits and not is_lazy(param):
-        create_momentum8(like, param, group["split"])
-    if not is_lazy(param):
-        for name, value in tensors.items():
-            _check_like(name, value, like[name], param)
-    if in_8_bits and by_index:  # a tool may have laid it out as the parameter
-        tensors["momentum_buffer"] = tensors["momentum_buffer"].contiguous()
-    elif in_8_bits:
-        block_by_index(tensors, parts=len(keys))
-    return {**fitting, **{name: Packed(value) for name, value in tensors.items()}}
+    tells = tells and group["state_dtype"] == "8bit" and group["momentum"] != 0
+    if tells and "momentum_buffer" in tensors and not told and not lazy and is_large(param):
+        raise ValueError(
+            "lacks 'momentum_absmax', which tells codes of 8 bits from numbers; allowed: to load a "
+            "distributed checkpoint into an optimizer that has state_dtype='8bit', as its own had"
+        )
+    for name, value in () if lazy else tensors.items():
+        if name == "momentum_absmax" and isinstance(value, Tensor):
+            value = tensors[name] = absmax_in_shape(value, param, split)
+        _check_like(name, value, param, split)
+    if order is None:
+        block_by_index(tensors, parts=split)
+    if cast or (has_codes and is_spread(param) and not fits_8_bits(param)):
+        codes, absmax = tensors["momentum_buffer"], tensors.pop("momentum_absmax")
+        momentum = read_whole(codes, absmax, split, is_complex=param.is_complex())
+        tensors["momentum_buffer"] = momentum.to(wide_dtype(param, group["state_dtype"]))
 
 
-def _check_like(name: str, value: object, like: Tensor, param: Tensor) -> None:
-    """Raise unless `value` is a tensor of the shape, and of the kind of numbers, of `like`."""
-    if not isinstance(value, Tensor) or value.shape != like.shape:
+def _check_like(name: str, value: object, param: Tensor, split: int) -> None:
+    """Raise unless `value` is a tensor of the shape and of the kind of numbers that a parameter needs."""
+    shape, kind = tuple(param.shape), (param.dtype.is_complex, param.dtype.is_floating_point)
+    if name == "momentum_absmax":
+        shape, kind = absmax_shape(real_shape(param), split), (False, True)
+    elif name == "momentum_buffer" and getattr(value, "dtype", None) == torch.int8:
+        shape, kind = real_shape(param), (False, False)
+    if not isinstance(value, Tensor) or value.shape != shape:
         has = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{name} is {has}, the parameter {tuple(param.shape)}")
-    kinds = [(dtype.is_complex, dtype.is_floating_point) for dtype in (value.dtype, like.dtype)]
-    if kinds[0] != kinds[1]:
+    if (value.dtype.is_complex, value.dtype.is_floating_point) != kind:
         raise ValueError(f"{name} is of {value.dtype}, the parameter of {param.dtype}")
 
 

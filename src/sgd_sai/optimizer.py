@@ -82,7 +82,8 @@ class SGDSaI(Optimizer):
             q, k, v weight.
         state_dtype: the dtype of the momentum. None: that of the parameter, but float32 at least;
             `torch.bfloat16`: 2 bytes an element; "8bit": one byte, and a float32 for every 256 elements, in
-            tensors of 4096 elements or more.
+            tensors of 4096 elements or more. DTensors keep bfloat16 where ranks could cut these 256: where
+            the last dim is no multiple of 256 (times the ranks that cut it), or the only one.
         rounding: how bfloat16 parameters are rounded: to "nearest"; "stochastic", with the right mean, by
             bits that depend on the step, the parameter and the element's place alone (`sgd_sai.rounding`);
             "kahan", which is exact to about float32 and takes 2 more bytes an element. Float16 parameters can
@@ -97,11 +98,12 @@ class SGDSaI(Optimizer):
 
     State of each parameter: ``momentum_buffer``, and ``gsnr``, the raw G_snr as a float, −1 until the block
     latches (``gsnr_0``, ``gsnr_1``, … with `split`); with it ``gsnr_max``, the largest G_snr of the blocks
-    that latched first, and ``gsnr_rms``, the divisor of "rms"; ``momentum_absmax`` beside an 8-bit momentum;
-    ``compensation`` with "kahan". Entries of other tools stay. Each group has ``rounding_step``, the number
-    of the last step, from which the bits of stochastic rounding follow, and is told ``gsnr_max`` and
-    ``gsnr_rms``. There is no other state, so a checkpoint resumes exactly. A saved state adds
-    ``momentum_begun``, since a momentum of zeros may still wait for m₁, and its groups ``momentum_order``.
+    that latched first, and ``gsnr_rms``, the divisor of "rms"; ``momentum_absmax`` beside an 8-bit momentum
+    (−1 beside one that could have 8 bits, but has more); ``compensation`` with "kahan". Entries of other
+    tools stay. Each group has ``rounding_step``, the number of the last step, from which the bits of
+    stochastic rounding follow, and is told ``gsnr_max`` and ``gsnr_rms``. There is no other state, so a
+    checkpoint resumes exactly. A saved state adds ``momentum_begun``, since a momentum of zeros may still
+    wait for m₁, and its groups ``momentum_order``.
 
     Raises:
         ValueError, TypeError: an option or a parameter that is not allowed, by name; a sparse gradient.

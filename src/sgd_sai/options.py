@@ -226,11 +226,6 @@ def _divides(parts: int, param: Tensor) -> bool:
 
 PARAMETER_CONFLICTS = (
     ParameterConflict(
-        "state_dtype",
-        lambda given, param: given["state_dtype"] == "8bit" and is_spread(param),
-        "a DTensor, whose blocks of 256 would not survive another sharding; allowed: None or a torch.dtype",
-    ),
-    ParameterConflict(
         "differentiable",
         lambda given, param: given["differentiable"] and is_spread(param),
         "a DTensor; allowed: False",

@@ -5,24 +5,31 @@ element, row after row, not its place in memory: many checkpoint formats drop st
 is q = round(127 · √(|m|/a)), with the sign of m: a square law, whose steps shrink towards zero as the momenta
 in a block do. Measured on an EMA of noisy gradients whose sizes spread over a factor of fifty
 (tests/test_quantized.py), it is 1.8 % off, a linear code 4.2 %.
+
+Where 256 divides the last dim, no block crosses a row. Then the scales have the shape of the codes but for
+the last dim, and both can be cut over ranks alike, along any other dim: each block stays with its scale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sgd_sai.distributed.layout import local_parts
+from sgd_sai.distributed.layout import cuts, gathered, is_spread, local, local_parts, spread_as
 from sgd_sai.gsnr import as_real
 
 #: Elements that share a scale.
 BLOCK = 256
 #: Tensors of fewer elements keep their momentum in float32: they are few bytes, and often sensitive.
 SMALLEST = 4096
+#: In place of the scales of a momentum that could have 8 bits, but has more; in a saved state, of each scale.
+#: torch.distributed.checkpoint casts what it loads to the dtype that it finds: this tells numbers from codes.
+WIDE = -1.0
 
 _LEVELS = 127
 _TINY = torch.finfo(torch.float32).tiny  # has a finite reciprocal
@@ -30,7 +37,10 @@ _TINY = torch.finfo(torch.float32).tiny  # has a finite reciprocal
 
 @dataclass(slots=True)
 class Momentum8:
-    """A momentum in 8 bits: `codes`, contiguous int8 of the block's shape; `absmax`, float32, one for 256."""
+    """A momentum in 8 bits: `codes`, int8 of the block's shape; `absmax`, float32, one for 256 of them.
+
+    Both are contiguous. The shape of `absmax` does not matter.
+    """
 
     codes: Tensor
     absmax: Tensor
@@ -38,14 +48,19 @@ class Momentum8:
     def read(self) -> Tensor:
         """The momentum as float32, contiguous, in the shape of the codes."""
         codes = _in_blocks(self.codes.float())
-        return self._shaped(codes * codes.abs() * (self.absmax / _LEVELS**2).unsqueeze(1))
+        return self._shaped(codes * codes.abs() * (self.flat_absmax / _LEVELS**2).unsqueeze(1))
 
     def write(self, momentum: Tensor) -> None:
         """Encode `momentum`, of the codes' shape, in whatever order it lies in memory."""
         m = _in_blocks(momentum.float().contiguous())
-        torch.amax(m.abs(), dim=1, out=self.absmax)
-        relative = m.abs().mul_(self.absmax.clamp_min(_TINY).reciprocal_().unsqueeze(1))
+        torch.amax(m.abs(), dim=1, out=self.flat_absmax)
+        relative = m.abs().mul_(self.flat_absmax.clamp_min(_TINY).reciprocal_().unsqueeze(1))
         self.codes.copy_(self._shaped(relative.sqrt_().mul_(_LEVELS).round_().mul_(m.sign())))
+
+    @property
+    def flat_absmax(self) -> Tensor:
+        """`absmax` as a view of one dim."""
+        return self.absmax.view(-1)
 
     def _shaped(self, blocks: Tensor) -> Tensor:
         return blocks.view(-1)[: self.codes.numel()].view(self.codes.shape)
@@ -60,18 +75,86 @@ class Momentum8:
 Momentum = Tensor | Momentum8 | None
 
 
-def fits_8_bits(param: Tensor) -> bool:
+def real_shape(param: Tensor) -> tuple[int, ...]:
+    """The shape of a parameter as reals, and so that of its codes."""
+    return (*param.shape, 2) if param.is_complex() else tuple(param.shape)
+
+
+def is_large(param: Tensor) -> bool:
     """True if a parameter is large enough for a momentum in 8 bits; see `SMALLEST`."""
-    return as_real(param).numel() >= SMALLEST
+    return math.prod(real_shape(param)) >= SMALLEST
+
+
+def fits_8_bits(param: Tensor) -> bool:
+    """True if a parameter is large enough for a momentum in 8 bits, and no rank has a part of a block."""
+    return is_large(param) and cut_between_blocks(real_shape(param), cuts(param))
+
+
+def cut_between_blocks(shape: Sequence[int], cuts: Mapping[int, int]) -> bool:
+    """True if no shard of a tensor ends within a block of 256.
+
+    It depends on the number of ranks only where they cut the last dim of a matrix, as a row-parallel layer
+    does. So a tensor of one dim counts as cut within blocks: else some numbers of ranks could not load what
+    others have saved.
+
+    Args:
+        shape: of the whole, as reals.
+        cuts: see `layout.cuts`.
+    """
+    last = len(shape) - 1
+    return not cuts or (last > 0 and shape[last] % (BLOCK * cuts.get(last, 1)) == 0)
+
+
+def absmax_shape(shape: Sequence[int], split: int) -> tuple[int, ...]:
+    """The shape of the scales of codes: one dim where blocks cross rows. No two `split` parts share one."""
+    if len(shape) > 1 and shape[-1] % BLOCK == 0:
+        return (*shape[:-1], shape[-1] // BLOCK)
+    return (split * -(-math.prod(shape) // split // BLOCK),)
+
+
+def absmax_of(param: Tensor, split: int, value: float) -> Tensor:
+    """Scales that are all `value`: cut as the parameter is; where that cuts blocks, whole on each rank."""
+    shape = absmax_shape(real_shape(param), split)
+    whole = not cut_between_blocks(real_shape(param), cuts(param))
+    here = shape if whole else absmax_shape(as_real(local(param)).shape, split)
+    absmax = torch.full(here, value, dtype=torch.float32, device=param.device)
+    return spread_as(param, absmax, shape, whole=whole) if is_spread(param) else absmax
+
+
+def absmax_in(state: Mapping[str, Any]) -> Tensor | None:
+    """The scales in a parameter's state; None beside a momentum of more bits."""
+    absmax: Tensor | float | None = state.get("momentum_absmax")
+    return None if isinstance(absmax, float) else absmax
 
 
 def create_momentum8(state: dict[str, Any], param: Tensor, split: int) -> None:
     """Add a momentum of zeros in 8 bits to a state; each of the `split` parts has scales of its own."""
-    real = as_real(param)
-    scales = split * -(-real.numel() // split // BLOCK)
-    codes = torch.zeros_like(real, dtype=torch.int8, memory_format=torch.contiguous_format)
-    absmax = torch.zeros(scales, dtype=torch.float32, device=param.device)
+    codes = torch.zeros(as_real(local(param)).shape, dtype=torch.int8, device=param.device)
+    if is_spread(param):
+        codes = spread_as(param, codes, real_shape(param))
+    absmax = absmax_of(param, split, 0.0)
     state.update(momentum_buffer=codes, momentum_absmax=absmax)  # both or, if there is no memory, neither
+
+
+def absmax_in_shape(absmax: Tensor, param: Tensor, split: int) -> Tensor:
+    """Scales as `absmax_shape` has them; once they always had one dim. Of DTensors every rank must ask."""
+    shape = absmax_shape(real_shape(param), split)
+    flat = len(shape) > 1 and absmax.shape == (math.prod(shape),)
+    return gathered(absmax).reshape(shape) if flat else absmax
+
+
+def read_whole(codes: Tensor, absmax: Tensor, split: int, *, is_complex: bool) -> Tensor:
+    """The momentum of a parameter in float32 from its codes, of whatever dtype; every rank must ask.
+
+    Raises:
+        ValueError: they are no codes.
+    """
+    whole = gathered(codes)
+    momentum = Momentum8(whole.to(torch.int8).contiguous(), gathered(absmax).contiguous())
+    if not torch.equal(momentum.codes.to(whole.dtype), whole.contiguous()):
+        raise ValueError("holds 'momentum_absmax', but no momentum in 8 bits")
+    read = torch.cat([part.read() for part in momentum.parts(split)])
+    return torch.view_as_complex(read) if is_complex else read
 
 
 def block_by_index(state: dict[str, Any], *, parts: int) -> None:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from sgd_sai.distributed.layout import contiguous
 from sgd_sai.given_scales import check_whole
 from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.messages import name_of
 from sgd_sai.options import Group
-from sgd_sai.quantized import create_momentum8, fits_8_bits
+from sgd_sai.quantized import WIDE, absmax_in, create_momentum8, fits_8_bits, is_large
 
 #: The g-SNR of a block without elements: it neither waits for a scale nor needs a normaliser.
 EMPTY = 0.0
@@ -97,7 +98,7 @@ def _forget_parts(state: State) -> None:
     """Remove every G_snr, and a momentum in 8 bits, whose blocks follow the parts."""
     for key in [key for key in state if GSNR.fullmatch(str(key))]:
         del state[key]
-    if "momentum_absmax" in state:
+    if absmax_in(state) is not None:
         forget_momentum(state)
 
 
@@ -128,30 +129,45 @@ def create_buffers(state: State, param: Tensor, group: Group) -> None:
         create_momentum(state, param, group)
     elif group["momentum"] != 0:
         in_8_bits = state["momentum_buffer"].dtype == torch.int8
-        if in_8_bits and state.get("momentum_absmax") is None:
+        if in_8_bits and absmax_in(state) is None:
             raise ValueError(
                 "state: a momentum_buffer of int8 has no momentum_absmax, without which it means nothing; "
                 "allowed: both, or momentum_buffer None, to begin anew"
             )
-        if not in_8_bits:  # it was replaced by a wider one
-            state.pop("momentum_absmax", None)
-        elif not state["momentum_buffer"].is_contiguous():  # a tool has laid it out as the parameter
-            state["momentum_buffer"] = state["momentum_buffer"].contiguous()
+        if not in_8_bits:  # it may have been replaced by a wider one
+            mark_wide(state, param, group)
+        else:  # a tool may have laid them out as the parameter
+            state.update({key: contiguous(state[key]) for key in ("momentum_buffer", "momentum_absmax")})
     if needs_compensation(param, group) and state.get("compensation") is None:
         state["compensation"] = torch.zeros_like(param)
 
 
 def create_momentum(state: State, param: Tensor, group: Group) -> None:
     """Add a momentum of zeros in the group's `state_dtype`."""
-    state.pop("momentum_absmax", None)  # of a momentum in 8 bits that was there before
-    dtype = group["state_dtype"]
-    if dtype == "8bit" and fits_8_bits(param):
+    if group["state_dtype"] == "8bit" and fits_8_bits(param):
         create_momentum8(state, param, group["split"])
-        return
-    wide = torch.promote_types(param.dtype, torch.float32)
-    if isinstance(dtype, torch.dtype):
-        wide = torch.promote_types(dtype, torch.complex32) if param.is_complex() else dtype
-    state["momentum_buffer"] = torch.zeros_like(param, dtype=wide)
+    else:
+        state["momentum_buffer"] = torch.zeros_like(param, dtype=wide_dtype(param, group["state_dtype"]))
+        mark_wide(state, param, group)
+
+
+def mark_wide(state: State, param: Tensor, group: Group) -> None:
+    """Put `WIDE` beside a momentum of more than 8 bits, if it could have 8, in place of what is there.
+
+    A distributed checkpoint that is flat is loaded by the keys that a state has.
+    """
+    state.pop("momentum_absmax", None)
+    if group["state_dtype"] == "8bit" and is_large(param):
+        state["momentum_absmax"] = WIDE
+
+
+def wide_dtype(param: Tensor, state_dtype: torch.dtype | str | None) -> torch.dtype:
+    """The dtype of a momentum that has not 8 bits."""
+    if state_dtype == "8bit" and is_large(param):  # whose shards end within blocks of 256
+        state_dtype = torch.bfloat16
+    if not isinstance(state_dtype, torch.dtype):
+        return torch.promote_types(param.dtype, torch.float32)
+    return torch.promote_types(state_dtype, torch.complex32) if param.is_complex() else state_dtype
 
 
 def forget_momentum(state: State) -> None:
@@ -162,7 +178,7 @@ def forget_momentum(state: State) -> None:
 
 def momentum_values(state: Mapping[str, Any]) -> Tensor | None:
     """A tensor that is zeros if the momentum is; None if there is none."""
-    absmax: Tensor | None = state.get("momentum_absmax")
+    absmax = absmax_in(state)
     buffer: Tensor | None = state.get("momentum_buffer")
     return buffer if buffer is None or absmax is None else absmax
 

@@ -58,9 +58,9 @@ def kinds(step: int) -> list[str]:
     return list(KINDS) if step <= LATE else ["plain"]
 
 
-def training() -> tuple[Tiny, SGDSaI, slice]:
+def training(width: int = 16) -> tuple[Tiny, SGDSaI, slice]:
     """As many ranks as there are; one rank alone trains without FSDP2."""
-    model, ranks, rank = Tiny(), dist.get_world_size(), dist.get_rank()
+    model, ranks, rank = Tiny(width=width), dist.get_world_size(), dist.get_rank()
     if ranks > 1:
         mesh = init_device_mesh("cpu", (ranks,))
         for block in model.blocks:
@@ -255,15 +255,20 @@ def test_saved_while_training_goes_on(tmp_path: Path) -> None:
 
 
 def saved_between_measuring_and_moving(folder: Path) -> None:
-    model, optimizer, share = training()
-    optimizer = SGDSaI(model.parameters(), measure_first=True, **OPTIONS)
+    between(folder / "wide", width=16)
+    between(folder / "narrow", width=256, state_dtype="8bit")
+
+
+def between(folder: Path, width: int, **options: Any) -> None:
+    model, optimizer, share = training(width)
+    optimizer = SGDSaI(model.parameters(), measure_first=True, **OPTIONS, **options)
     train(model, optimizer, [LATE], share)
     dcp.save(states(model, optimizer, KINDS["plain"]), checkpoint_id=folder / "between" / "plain")
     train(model, optimizer, [LATE + 1], share)
     dcp.save(states(model, optimizer, KINDS["plain"]), checkpoint_id=folder / "after" / "plain")
     truth = outcome(model, optimizer)
     for saved, left in (("between", [LATE + 1]), ("after", [])):
-        other = SGDSaI(model.parameters(), measure_first=True, **OPTIONS)
+        other = SGDSaI(model.parameters(), measure_first=True, **OPTIONS, **options)
         load(model, other, folder / saved, "plain")
         train(model, other, left, share)
         assert_equal(outcome(model, other), truth)
@@ -288,7 +293,7 @@ PRECISIONS: dict[str, tuple[dict[str, Any], torch.dtype]] = {
         torch.bfloat16,
     ),
     "bf16, bf16 m, kahan": ({"state_dtype": torch.bfloat16, "rounding": "kahan"}, torch.bfloat16),
-    "8-bit m": ({"state_dtype": "8bit"}, torch.float32),  # of DTensors it is refused: one rank
+    "8-bit m": ({"state_dtype": "8bit"}, torch.float32),
 }
 
 
@@ -304,9 +309,8 @@ def created_before_it_is_loaded(folder: Path, options: dict[str, Any], dtype: to
     """As torchtitan does it: a step with zero gradients and lr = 0, then what exists after it is loaded."""
 
     def made() -> tuple[nn.Module, SGDSaI, slice]:
-        model, _, share = training()
-        if dist.get_world_size() == 1:
-            model = Tiny(width=64)  # large enough for 8 bits
+        width = 256 if options.get("state_dtype") == "8bit" else 16  # large enough, and cut between blocks
+        model, _, share = training(width)
         model = model.to(dtype)
         return model, SGDSaI(model.named_parameters(), **{**OPTIONS, **options}), share
 
@@ -338,7 +342,7 @@ def created_before_it_is_loaded(folder: Path, options: dict[str, Any], dtype: to
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_created_before_it_is_loaded(ranks: int, tmp_path: Path) -> None:
-    precisions = [name for name in PRECISIONS if (name == "8-bit m") == (ranks == 1)]
+    precisions = list(PRECISIONS) if ranks > 1 else ["8-bit m"]
     world(ranks, created_before_they_are_loaded, tmp_path, precisions)
 
 

@@ -161,10 +161,6 @@ def bad_input() -> None:
     with pytest.raises(ValueError, match=rf"process_group: has the ranks .* lies on \[{missing}\] too"):
         SGDSaI([("w", spread)], process_group=each)
     with pytest.raises(
-        ValueError, match=r"state_dtype: given '8bit' for parameter 'w' of shape .*, a DTensor"
-    ):
-        SGDSaI([("w", spread)], state_dtype="8bit")
-    with pytest.raises(
         ValueError, match=r"differentiable: given True for parameter 'w' of shape .*, a DTensor"
     ):
         SGDSaI([("w", spread)], differentiable=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor.debug import CommDebugMode
 
 from sgd_sai import SGDSaI
+from sgd_sai.quantized import Momentum8
 
 STEPS = 20
 BATCH = 8
@@ -120,10 +121,16 @@ def outcome(model: nn.Module, optimizer: SGDSaI) -> dict[str, Any]:
         "gsnr": {name: optimizer.state[p]["gsnr"] for name, p in named if p in optimizer.state},
         "gsnr_max": optimizer.param_groups[0]["gsnr_max"],
         "params": {name: whole(p) for name, p in named},
-        "momenta": {
-            name: whole(optimizer.state[p]["momentum_buffer"]) for name, p in named if p in optimizer.state
-        },
+        "momenta": {name: momentum_of(optimizer.state[p]) for name, p in named if p in optimizer.state},
     }
+
+
+def momentum_of(state: dict[str, Any]) -> Tensor:
+    """The momentum of a parameter, whole; one in 8 bits as the numbers that it stands for."""
+    momentum = whole(state["momentum_buffer"])
+    if momentum.dtype != torch.int8:
+        return momentum
+    return Momentum8(momentum, whole(state["momentum_absmax"])).read()
 
 
 def one_process(gain: tuple[int, ...] = (1,), steps: int = STEPS, **options: Any) -> dict[str, Any]:
@@ -135,13 +142,17 @@ def one_process(gain: tuple[int, ...] = (1,), steps: int = STEPS, **options: Any
 
 
 def assert_same_outcome(
-    found: dict[str, Any], truth: dict[str, Any], params: float = 1e-5, momenta: float = 1e-5
+    found: dict[str, Any],
+    truth: dict[str, Any],
+    params: float = 1e-5,
+    momenta: float = 1e-5,
+    gsnr: float = 1e-6,
 ) -> None:
     """g-SNR to 1e-6 relative, parameters and momenta after 20 steps to 1e-5 of their norm, if not given."""
     assert found["gsnr"].keys() == truth["gsnr"].keys()
     for name, raw in truth["gsnr"].items():
-        assert abs(found["gsnr"][name] - raw) <= 1e-6 * abs(raw), (name, found["gsnr"][name], raw)
-    assert abs(found["gsnr_max"] - truth["gsnr_max"]) <= 1e-6 * truth["gsnr_max"]
+        assert abs(found["gsnr"][name] - raw) <= gsnr * abs(raw), (name, found["gsnr"][name], raw)
+    assert abs(found["gsnr_max"] - truth["gsnr_max"]) <= gsnr * truth["gsnr_max"]
     for kind, allowed in (("params", params), ("momenta", momenta)):
         for name, tensor in truth[kind].items():
             off = (found[kind][name] - tensor).norm() / tensor.norm()

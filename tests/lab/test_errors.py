@@ -161,8 +161,8 @@ def test_several_ranks_are_refused_before_they_write(command, tmp_path, capsys, 
 def test_ranks_share_each_run(capsys, monkeypatch):
     assert "--fsdp: given without ranks" in rejected(["compare", "--fsdp"], capsys)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    given = ["compare", "--fsdp", "--optimizer", "sgd-sai,sgd-sai-8bit"]
-    assert "--fsdp: given for sgd-sai-8bit, which takes whole parameters" in rejected(given, capsys)
+    given = ["compare", "--fsdp", "--optimizer", "sgd-sai-8bit,muon"]
+    assert "--fsdp: given for muon, which takes whole parameters" in rejected(given, capsys)
     assert "--jobs: given 2 with WORLD_SIZE 2; allowed: 1" in rejected(["compare", "--jobs", "2"], capsys)
 
 

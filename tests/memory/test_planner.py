@@ -179,7 +179,7 @@ def fsdp_rank(rank: int, file: str) -> None:
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    for name in ("adamw", "sgd"):
+    for name in ("adamw", "sgd", "sgd-sai-8bit"):
         torch.manual_seed(0)
         model = gpt()
         planned = plan(model, name, world_size=2, shard="fsdp")
@@ -190,6 +190,7 @@ def fsdp_rank(rank: int, file: str) -> None:
         optimizer.step()
 
         def local(tensors):
+            tensors = filter(torch.is_tensor, tensors)
             own = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
             return sum(tensor.numel() * tensor.element_size() for tensor in own)
 

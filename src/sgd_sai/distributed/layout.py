@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import operator
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def local(tensor: Tensor) -> Tensor:
 def laid_out_as(tensor: Tensor, param: Tensor) -> Tensor:
     """`tensor`, of the parameter's shape, spread as the parameter is: a partial gradient is summed."""
     if not is_spread(param):
-        return tensor.full_tensor() if is_spread(tensor) else tensor
+        return gathered(tensor)
     if not is_spread(tensor):
         from torch.distributed.tensor import DTensor, Replicate
 
@@ -69,6 +71,41 @@ def sharing_groups(tensor: Tensor) -> tuple[ProcessGroup, ...]:
     mesh = tensor.device_mesh
     groups = (mesh.get_group(i) for i, placed in enumerate(tensor.placements) if not placed.is_replicate())
     return tuple(group for group in groups if group.size() > 1)
+
+
+def cuts(tensor: Tensor) -> dict[int, int]:
+    """Of each dim along which a tensor is cut: into how many parts."""
+    found: dict[int, int] = {}
+    if is_spread(tensor):
+        for i, placed in enumerate(tensor.placements):
+            if not (placed.is_replicate() or placed.is_partial()):
+                dim = int(placed.dim)  # type: ignore[attr-defined]  # Shard or _StridedShard
+                found[dim] = found.get(dim, 1) * tensor.device_mesh.size(i)
+    return found
+
+
+def spread_as(like: DTensor, part: Tensor, shape: Sequence[int], *, whole: bool = False) -> DTensor:
+    """The DTensor of a shape of which this rank has `part`, cut as `like` is; or `whole`, on every rank."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    placements = [Replicate()] * like.device_mesh.ndim if whole else like.placements
+    strides = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
+    return DTensor.from_local(
+        part, like.device_mesh, placements, run_check=False, shape=torch.Size(shape), stride=tuple(strides)
+    )
+
+
+def contiguous(tensor: Tensor) -> Tensor:
+    """`tensor`, its part on this rank contiguous."""
+    here = local(tensor)
+    if here.is_contiguous():
+        return tensor
+    return spread_as(tensor, here.contiguous(), tensor.shape) if is_spread(tensor) else here.contiguous()
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, on every rank; all must ask."""
+    return tensor.full_tensor() if is_spread(tensor) else tensor
 
 
 def _local_box(tensor: DTensor) -> tuple[tuple[int, ...], tuple[int, ...]]:

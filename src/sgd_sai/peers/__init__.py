@@ -271,7 +271,6 @@ PEERS: dict[str, Peer] = {
             colour=("#dc7a4a", "#ffedd5"),
             start=1.0,
             tuned_as="sgd-sai",
-            sharded=False,
             plain=_plain_sgd_sai(state_dtype="8bit"),
             memory=_sgd_sai_bytes(size.momentum_8bit, "8bit"),
         ),

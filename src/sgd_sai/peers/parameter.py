@@ -23,6 +23,7 @@ class Parameter:
         tied: more than one module uses it.
         embedding: it is the weight of an `nn.Embedding`, or of the model's output embedding.
         head_numel: elements of one attention head's query projection in this model, hidden² / heads.
+        whole: the shape of the tensor of which this is a shard along dim 0.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Parameter:
     tied: bool = False
     embedding: bool = False
     head_numel: int = HEAD_NUMEL
+    whole: tuple[int, ...] | None = None
 
     @property
     def numel(self) -> int:
@@ -52,7 +54,7 @@ class Parameter:
         """The largest of `ranks` shards along dim 0: ⌈rows / ranks⌉ rows. A scalar is not divided."""
         if not self.shape:
             return self
-        return replace(self, shape=(-(-self.shape[0] // ranks), *self.shape[1:]))
+        return replace(self, shape=(-(-self.shape[0] // ranks), *self.shape[1:]), whole=self.shape)
 
 
 def attention(model: nn.Module) -> tuple[int, int] | None:

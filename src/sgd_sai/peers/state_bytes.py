@@ -9,12 +9,14 @@ Temporaries are what a step allocates besides, at its peak. `None`: not known, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from sgd_sai.peers.parameter import Parameter
+from sgd_sai.quantized import cut_between_blocks
 
 #: Bytes as a function of the parameters that an optimizer trains.
 Formula = Callable[[Sequence[Parameter]], int]
@@ -143,5 +145,15 @@ def momentum_bf16(param: Parameter) -> int:
 
 
 def momentum_8bit(param: Parameter) -> int:
-    """As `eight_bit`, of the real numbers; small tensors as `momentum`."""
-    return eight_bit(param.reals) if param.reals >= MIN_8BIT else momentum(param)
+    """As `eight_bit`, of the real numbers; small tensors as `momentum`.
+
+    Of a shard the whole counts: one that is cut within blocks is as `momentum_bf16`.
+    """
+    pair = (2,) if param.dtype.is_complex else ()
+    whole = (*(param.shape if param.whole is None else param.whole), *pair)
+    if math.prod(whole) < MIN_8BIT:
+        return momentum(param)
+    cuts = {} if param.whole is None else {0: 1}  # along rows, into however many
+    if not cut_between_blocks(whole, cuts):
+        return momentum_bf16(param)
+    return param.reals + 4 * -(-param.reals // BLOCK)

@@ -77,7 +77,7 @@ def _pieces(
         momentum = m_
         if isinstance(m, Momentum8):
             first = begin // BLOCK
-            momentum = Momentum8(m_, m.absmax[first : first - (-m_.numel() // BLOCK)])
+            momentum = Momentum8(m_, m.flat_absmax[first : first - (-m_.numel() // BLOCK)])
         if isinstance(rounding, Noise):
             c_ = Noise(rounding.number, rounding.first + begin)
         yield begin, θ_, g_, momentum, c_
