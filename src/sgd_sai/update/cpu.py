@@ -47,12 +47,17 @@ def update(
     η = float(lr)
     tiny: dict[torch.dtype, list[int]] = {}
     others: dict[bool, list[int]] = {}
-    fusable = repeat(True) if _all_plain(params, grads, momenta) else map(_fusable, params, grads, momenta)
-    sizes = list(map(Tensor.numel, params))
     kept = [m for m in momenta if m is not None]
+    sizes = list(map(Tensor.numel, params))
     if sizes != list(map(Tensor.numel, grads)) or (kept and sizes != list(map(Tensor.numel, kept))):
         # The fused kernel trusts that they are alike, and would write beyond the end of a smaller one.
         raise RuntimeError("a parameter, its gradient and its momentum have different shapes")
+    plain = _all_plain([*params, *grads, *kept])
+    if plain and max(sizes) <= _TINY:  # to sort a thousand would take a fifth of their step
+        decay = decay_of(weight_decay * η, params[0].dtype)
+        _tiny(list(params), list(grads), kept, [η * G for G in scales], momentum, decay, maximize)
+        return
+    fusable = repeat(True) if plain else map(_fusable, params, grads, momenta)
     for i, (θ, size, fused) in enumerate(zip(params, sizes, fusable, strict=False)):
         if fused and size <= _TINY:
             tiny.setdefault(θ.dtype, []).append(i)
@@ -80,11 +85,12 @@ def update(
 
 
 def _large(θ: Tensor, g: Tensor, m: Tensor | None, ηG: float, μ: float, λη: float, maximize: bool) -> None:
-    check_shapes(θ, g, m)
     torch.autograd.graph.increment_version(θ)  # the kernel does not: autograd would not notice its writes
     if m is None:
+        check_shapes(θ, g)
         descend(θ, g, ηG, λη, maximize)
     elif λη == 0:
+        check_shapes(θ, g, m)
         sgd([θ], [g], [m], ηG, μ, 0.0, maximize)
     else:
         for θ_, g_, m_ in pieces(_PIECE, θ, g, m):
@@ -120,9 +126,8 @@ def _tiny(
     torch._foreach_addcmul_(θs, ms or gs, [one] * len(θs), [-ηG for ηG in ηGs])
 
 
-def _all_plain(*lists: Sequence[Tensor | None]) -> bool:
+def _all_plain(tensors: Sequence[Tensor]) -> bool:
     """True if `_fusable` holds for all, for the plainest of reasons; faster than one by one."""
-    tensors = [tensor for of_kind in lists for tensor in of_kind if tensor is not None]
     dtypes = {tensor.dtype for tensor in tensors}
     return len(dtypes) == 1 and dtypes.issubset(_WIDE) and all(map(Tensor.is_contiguous, tensors))
 

@@ -7,10 +7,13 @@ the strides are, and does not look at sizes. Nor does it tell autograd what it h
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 
+@lru_cache(8)  # it is asked for every tensor
 def decay_of(λη: float, dtype: torch.dtype) -> float:
     """λη, such that θ − λη θ is θ (1 − λη) with the factor as `dtype` has it."""
     return 1.0 - torch.tensor(1.0 - λη, dtype=dtype, device="cpu").item() if λη else 0.0
