@@ -294,6 +294,20 @@ def test_parts_of_a_parameter_are_rounded_as_the_whole() -> None:
     assert not torch.equal(whole[:3], whole[3:6])
 
 
+def test_a_missing_gradient_leaves_the_bits_of_the_others() -> None:
+    """They depend on the place in the group, whether those before it move or not."""
+    both, alone = ([nn.Parameter(torch.ones(1000, dtype=torch.bfloat16)) for _ in range(2)] for _ in range(2))
+    for params in (both, alone):
+        optimizer = SGDSaI(params, lr=1e-3, rounding="stochastic")
+        for step in range(3):
+            give_gradients(params, step)
+            if step and params is alone:
+                params[0].grad = None
+            optimizer.step()
+    assert not torch.equal(both[0], alone[0])
+    assert torch.equal(both[1], alone[1])
+
+
 def test_a_step_draws_nothing_from_the_users_generators() -> None:
     params = parameters(torch.bfloat16)
     optimizer = SGDSaI(params, lr=0.1, rounding="stochastic", state_dtype="8bit")

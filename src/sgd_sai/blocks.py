@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress, repeat
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -104,9 +105,12 @@ def plain_columns(
     """
     if group["split"] != 1:
         return None
-    places = [place for place, param in enumerate(params, first) if param.grad is not None]
-    params = [param for param in params if param.grad is not None]
+    places: Sequence[int] = range(first, first + len(params))
     grads: list[Any] = [param.grad for param in params]
+    if any(map(is_, grads, repeat(None))):
+        places = [place for place, grad in zip(places, grads, strict=True) if grad is not None]
+        params = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
+        grads = [grad for grad in grads if grad is not None]
     of_params: list[Any] = list(map(states.get, params))
     if not params or None in of_params:
         return None

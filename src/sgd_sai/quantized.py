@@ -57,6 +57,31 @@ class Momentum8:
         relative = m.abs().mul_(self.flat_absmax.clamp_min(_TINY).reciprocal_().unsqueeze(1))
         self.codes.copy_(self._shaped(relative.sqrt_().mul_(_LEVELS).round_().mul_(m.sign())))
 
+    def read_in_place(self, out: Tensor, spare: Tensor) -> Tensor:
+        """`read`, bit for bit, of codes in one dimension; on the CPU in half the time.
+
+        Args:
+            out, spare: float32, as many as the codes in whole blocks. The momentum is written to the first.
+        """
+        count = self.codes.numel()
+        # q |q| as integers of 16 bits: exact, and half the bytes of float32.
+        square, size = spare.view(torch.int16).view(2, -1)[:, :count]
+        square.copy_(self.codes)
+        out[:count].copy_(square.mul_(torch.abs(square, out=size)))
+        out[count:].zero_()
+        _in_blocks(out).mul_((self.flat_absmax / _LEVELS**2).unsqueeze(1))
+        return out[:count]
+
+    def write_in_place(self, m: Tensor, spare: Tensor) -> None:
+        """`write`, bit for bit, of what `read_in_place` has filled; afterwards that is lost."""
+        rows = _in_blocks(torch.abs(m, out=spare))
+        torch.amax(rows, dim=1, out=self.flat_absmax)
+        rows.mul_(self.flat_absmax.clamp_min(_TINY).reciprocal_().unsqueeze(1))
+        # 127 and the sign in one pass, as 0 + 127 √ sign.
+        zero = torch.zeros((), device=m.device)
+        torch.addcmul(zero, spare.sqrt_(), m.sign_(), value=_LEVELS, out=spare)
+        self.codes.copy_(spare.round_()[: self.codes.numel()])
+
     @property
     def flat_absmax(self) -> Tensor:
         """`absmax` as a view of one dim."""
@@ -177,5 +202,7 @@ def block_by_index(state: dict[str, Any], *, parts: int) -> None:
 
 
 def _in_blocks(contiguous: Tensor) -> Tensor:
-    """256 elements a row, the last row filled up with zeros."""
+    """256 elements a row, the last row filled up with zeros; a view where it is full."""
+    if contiguous.numel() % BLOCK == 0:
+        return contiguous.view(-1, BLOCK)
     return torch.nn.functional.pad(contiguous.view(-1), (0, -contiguous.numel() % BLOCK)).view(-1, BLOCK)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sgd_sai.bench import timing
-from sgd_sai.bench.command import TIMED, bench, shapes_of
+from sgd_sai.bench.command import LR, TIMED, bench, shapes_of
 from sgd_sai.cli import main
 from sgd_sai.peers import PEERS, release
 
@@ -55,6 +55,14 @@ def test_a_peer_prints_nothing_of_its_own() -> None:
     ran = subprocess.run(command, check=True, capture_output=True, text=True)
     assert ran.stderr == ""
     assert list(json.loads(ran.stdout)["rows"]) == names
+
+
+def test_the_timed_steps_decay() -> None:
+    """A factor 1 − λη that float32 rounds to 1 would save them a pass."""
+    before, after = ([torch.nn.Parameter(torch.ones(10_000))] for _ in range(2))
+    after[0].grad = torch.zeros(10_000)
+    TIMED["sgd-sai"](after, lr=LR).step()
+    assert (after[0] < before[0]).all()
 
 
 def test_shapes_are_those_of_the_model() -> None:

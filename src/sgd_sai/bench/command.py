@@ -21,7 +21,9 @@ from sgd_sai.peers import PEERS, check_installed
 
 #: Those that can be timed: name → builder.
 TIMED = {name: peer.plain for name, peer in PEERS.items() if peer.plain is not None}
-LR = 1e-8  # a step costs the same whatever lr is; parameters shall stay what they are over many steps
+# Parameters shall stay about what they are over many steps; but if 1 − λη were 1 in float32, decay would cost
+# nothing.
+LR = 1e-5
 WARM_UP = 3  # rounds: state, scales, compiling
 _PACKAGES = (
     "torch",

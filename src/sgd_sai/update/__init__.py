@@ -3,9 +3,11 @@
 `reference` is the for-loop in the paper's notation. It is the truth: every other way is tested against it.
 
     reference       foreach=False, fused=False; differentiable=True
-    foreach         torch's multi-tensor operations; torch.compile gets these
-    quantized       momentum in 8 bits, parameters rounded stochastically or with compensation
+    foreach         torch's multi-tensor operations; torch.compile gets these on a GPU
+    quantized       momentum in 8 bits, parameters rounded stochastically or with compensation; torch.compile
+                    gets it on the CPU
     cpu             fused on the CPU: torch's fused kernel, as few passes over θ, g and m as it allows
+    widened         the same for fewer bits: what `quantized` does, in buffers that stay in the cache
     triton_launch   fused on CUDA, for every dtype and rounding: one launch for all tensors of a kind
 """
 
@@ -22,7 +24,7 @@ from sgd_sai.kernels.tables import available
 from sgd_sai.options import Group
 from sgd_sai.quantized import Momentum
 from sgd_sai.rounding import Rounding
-from sgd_sai.update import cpu, foreach, quantized, reference, triton_launch
+from sgd_sai.update import cpu, foreach, quantized, reference, triton_launch, widened
 from sgd_sai.update.pieces import check_shapes
 
 #: Moves parameters in place: see `reference.update` for the arguments.
@@ -67,7 +69,7 @@ def update(
                 check_shapes(*tensors)
         if way is triton_launch.update:
             more = {"roundings": of_device[4], "step": step, "cache": cache, **amp}
-        elif way is quantized.update:
+        elif way in (quantized.update, widened.update):
             more = {"roundings": of_device[4], "step": step}
         else:
             more = {}
@@ -78,8 +80,10 @@ def _choose(param: Tensor, group: Group, compiling: bool, narrow: bool) -> Updat
     """The way that the user asked for; None means the fastest there is."""
     if group["differentiable"]:
         return reference.update
+    if compiling and param.is_cpu:
+        return quantized.update  # it becomes one loop for each block, which the lists of `foreach` do not
     if compiling or group["foreach"]:
-        return quantized.update if narrow else foreach.update  # compiled, it is one graph
+        return quantized.update if narrow else foreach.update
     if not group["fused"] and (group["foreach"], group["fused"]) != (None, None):
         return quantized.update if narrow else reference.update
     if isinstance(param, FakeTensor):  # kernels want data
@@ -87,7 +91,7 @@ def _choose(param: Tensor, group: Group, compiling: bool, narrow: bool) -> Updat
     if available(param.device) and (group["fused"] or not param.is_cpu):
         return triton_launch.update
     if param.is_cpu:
-        return quantized.update if narrow else cpu.update
+        return widened.update if narrow else cpu.update
     if group["fused"]:
         raise RuntimeError(
             f"fused=True requires Triton, which is unavailable on {param.device}; use foreach=True"

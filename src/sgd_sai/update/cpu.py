@@ -6,18 +6,21 @@ Its decay ω is coupled: with a buffer it would enter the momentum. So a step wi
     m ← lerp(m, g, 1 − μ)                                      read m, g; write m
     θ ← θ − ηG (m + (λ/G) θ)  =  θ (1 − λη) − ηG m             read m, θ; write θ
 
-over pieces that stay in the last-level cache in between. Without decay the kernel does it all in one.
+over pieces that stay in the last-level cache in between. Without decay the kernel does it all in one. Tensors
+of fewer bits, or in different orders in memory, it does not take; `widened` converts them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sgd_sai.update import reference
+from sgd_sai.update import foreach, widened
+from sgd_sai.update.fused_sgd import decay_of, descend, sgd
 from sgd_sai.update.pieces import check_shapes, pieces, same_order
 
 # Elements of θ that go through both passes at once: large enough that the calls cost nothing, small
@@ -43,25 +46,26 @@ def update(
     """Move every parameter by one step, in place. Arguments and arithmetic as `reference.update`."""
     η = float(lr)
     tiny: dict[torch.dtype, list[int]] = {}
-    fusable = repeat(True) if _all_plain(params, grads, momenta) else map(_fusable, params, grads, momenta)
-    sizes = list(map(Tensor.numel, params))
+    others: dict[bool, list[int]] = {}
     kept = [m for m in momenta if m is not None]
+    sizes = list(map(Tensor.numel, params))
     if sizes != list(map(Tensor.numel, grads)) or (kept and sizes != list(map(Tensor.numel, kept))):
         # The fused kernel trusts that they are alike, and would write beyond the end of a smaller one.
         raise RuntimeError("a parameter, its gradient and its momentum have different shapes")
+    plain = _all_plain([*params, *grads, *kept])
+    if plain and max(sizes) <= _TINY:  # to sort a thousand would take a fifth of their step
+        decay = decay_of(weight_decay * η, params[0].dtype)
+        _tiny(list(params), list(grads), kept, [η * G for G in scales], momentum, decay, maximize)
+        return
+    fusable = repeat(True) if plain else map(_fusable, params, grads, momenta)
     for i, (θ, size, fused) in enumerate(zip(params, sizes, fusable, strict=False)):
         if fused and size <= _TINY:
             tiny.setdefault(θ.dtype, []).append(i)
         elif fused:
-            decay = _decay(weight_decay * η, θ.dtype)
+            decay = decay_of(weight_decay * η, θ.dtype)
             _large(θ, grads[i], momenta[i], η * scales[i], momentum, decay, maximize)
         else:
-            # The reference, a piece at a time, so that its wide temporaries never reach memory.
-            for θ_, g, m in pieces(_PIECE // 4, θ, grads[i], momenta[i]):
-                reference.update(
-                    [θ_], [g], [m], [scales[i]],
-                    lr=η, momentum=momentum, weight_decay=weight_decay, maximize=maximize,
-                )  # fmt: skip
+            others.setdefault(size <= _TINY, []).append(i)
     for dtype, places in tiny.items():
         _tiny(
             [params[i] for i in places],
@@ -69,46 +73,29 @@ def update(
             [m for i in places if (m := momenta[i]) is not None],
             [η * scales[i] for i in places],
             momentum,
-            _decay(weight_decay * η, dtype),
+            decay_of(weight_decay * η, dtype),
             maximize,
+        )
+    for are_tiny, places in others.items():
+        columns = [[column[i] for i in places] for column in (params, grads, momenta, scales)]
+        options: dict[str, Any] = {} if are_tiny else {"roundings": [None] * len(places), "step": 0}
+        (foreach if are_tiny else widened).update(
+            *columns, lr=η, momentum=momentum, weight_decay=weight_decay, maximize=maximize, **options
         )
 
 
-def _decay(decay: float, dtype: torch.dtype) -> float:
-    """λη, such that θ − λη θ is θ (1 − λη) with the factor as `dtype` has it."""
-    return 1.0 - torch.tensor(1.0 - decay, dtype=dtype, device="cpu").item() if decay else 0.0
-
-
-def _sgd(
-    θs: list[Tensor],
-    gs: list[Tensor],
-    ms: list[Tensor],
-    lr: float,
-    momentum: float,
-    decay: float,
-    maximize: bool,
-) -> None:
-    torch._fused_sgd_(
-        θs, gs, ms, weight_decay=decay, momentum=momentum, lr=lr, dampening=momentum,
-        nesterov=False, maximize=maximize, is_first_step=False, grad_scale=None, found_inf=None,
-    )  # fmt: skip
-
-
 def _large(θ: Tensor, g: Tensor, m: Tensor | None, ηG: float, μ: float, λη: float, maximize: bool) -> None:
-    check_shapes(θ, g, m)
     torch.autograd.graph.increment_version(θ)  # the kernel does not: autograd would not notice its writes
-    if λη == 0 and m is not None:
-        _sgd([θ], [g], [m], ηG, μ, 0.0, maximize)
-    elif ηG == 0:  # not latched, or lr is 0: λ/G has no value
-        if m is not None:
-            m.lerp_(-g if maximize else g, 1 - μ)
-        θ.mul_(1 - λη)
-    elif m is None:
-        _sgd([θ], [g], [], ηG, 0.0, λη / ηG, maximize)
+    if m is None:
+        check_shapes(θ, g)
+        descend(θ, g, ηG, λη, maximize)
+    elif λη == 0:
+        check_shapes(θ, g, m)
+        sgd([θ], [g], [m], ηG, μ, 0.0, maximize)
     else:
         for θ_, g_, m_ in pieces(_PIECE, θ, g, m):
             m_.lerp_(-g_ if maximize else g_, 1 - μ)
-            _sgd([θ_], [m_], [], ηG, 0.0, λη / ηG, False)
+            descend(θ_, m_, ηG, λη)
 
 
 def _tiny(
@@ -129,19 +116,18 @@ def _tiny(
     if maximize:
         gs = list(torch._foreach_neg(gs))
     if ms and alone:
-        _sgd(ms, gs, [], μ - 1, 0.0, -1.0, False)  # m − (μ − 1)(g − m)
+        sgd(ms, gs, [], μ - 1, 0.0, -1.0, False)  # m − (μ − 1)(g − m)
     elif ms:
         torch._foreach_lerp_(ms, gs, 1 - μ)
     if λη and alone:
-        _sgd(θs, θs, [], λη, 0.0, 0.0, False)  # θ − λη θ
+        sgd(θs, θs, [], λη, 0.0, 0.0, False)  # θ − λη θ
     elif λη:
         torch._foreach_lerp_(θs, [zero] * len(θs), λη)  # θ + λη (0 − θ); a product costs four times this
     torch._foreach_addcmul_(θs, ms or gs, [one] * len(θs), [-ηG for ηG in ηGs])
 
 
-def _all_plain(*lists: Sequence[Tensor | None]) -> bool:
+def _all_plain(tensors: Sequence[Tensor]) -> bool:
     """True if `_fusable` holds for all, for the plainest of reasons; faster than one by one."""
-    tensors = [tensor for of_kind in lists for tensor in of_kind if tensor is not None]
     dtypes = {tensor.dtype for tensor in tensors}
     return len(dtypes) == 1 and dtypes.issubset(_WIDE) and all(map(Tensor.is_contiguous, tensors))
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 def flat(dense: Tensor) -> Tensor:
     """The elements of a dense tensor in the order of memory, as a view."""
+    if dense.dim() == 1:
+        return dense
     return dense.view(-1) if dense.is_contiguous() else dense.as_strided((dense.numel(),), (1,))
 
 

@@ -42,33 +42,46 @@ def update(
     Arguments as `reference.update`, and: `roundings` and `step`, see `round_to`.
     """
     for θ, g, m, G, rounding in zip(params, grads, momenta, scales, roundings, strict=True):
-        for begin, θ_, g_, m_, rounding_ in _pieces(θ, g, m, rounding):
-            exact = exactly(θ_, rounding_)
-            m32 = m_.read() if isinstance(m_, Momentum8) else m_
-            reference.update(
-                [exact], [g_], [m32], [G],
+        size = _PIECE.get(θ.device.type, _PIECE_ELSEWHERE)
+        for piece in pieces_of(size, θ, g, m, rounding):
+            move(
+                *piece, G, step,
                 lr=lr, momentum=momentum, weight_decay=weight_decay, maximize=maximize,
             )  # fmt: skip
-            if isinstance(m_, Momentum8) and m32 is not None:
-                m_.write(m32)
-            round_to(θ_, exact, rounding_, step)
-            if isinstance(m, Momentum8):
-                put_back(θ_, θ, begin)
-                if isinstance(rounding, Tensor):
-                    put_back(rounding_, rounding, begin)
 
 
-def _pieces(
-    θ: Tensor, g: Tensor, m: Momentum, rounding: Rounding
-) -> Iterator[tuple[int, Tensor, Tensor, Momentum, Any]]:
-    """Pieces of a block, each after the number of its first element."""
-    size = _PIECE.get(θ.device.type, _PIECE_ELSEWHERE)
+def move(
+    θ: Tensor,
+    g: Tensor,
+    m: Momentum,
+    rounding: Rounding,
+    G: float,
+    step: int | Tensor,
+    **options: Any,
+) -> None:
+    """Move one piece, by the reference on float32."""
+    exact = exactly(θ, rounding)
+    m32 = m.read() if isinstance(m, Momentum8) else m
+    reference.update([exact], [g], [m32], [G], **options)
+    if isinstance(m, Momentum8) and m32 is not None:
+        m.write(m32)
+    round_to(θ, exact, rounding, step)
+
+
+def pieces_of(
+    size: int, θ: Tensor, g: Tensor, m: Momentum, rounding: Rounding
+) -> Iterator[tuple[Tensor, Tensor, Momentum, Any]]:
+    """Pieces of a block, of `size` elements, a multiple of 256; those that are copies are put back."""
     codes = m.codes if isinstance(m, Momentum8) else m
-    tensors = θ, g, codes, rounding if isinstance(rounding, Tensor) else None
+    tensors: Any = θ, g, codes, rounding if isinstance(rounding, Tensor) else None
     contiguous = all(tensor is None or tensor.is_contiguous() for tensor in tensors)
     by_index = isinstance(m, Momentum8) and not contiguous
-    if by_index and torch.compiler.is_compiling():  # copies of pieces would be hundreds of kernels to compile
+    if torch.compiler.is_compiling():
+        # Compiled, a step has no temporaries to bound, but copies the whole for each piece that it writes.
+        # And the blocks of 256 lie in one dimension; in several it would divide for each element.
         size = θ.numel()
+        if contiguous:
+            tensors = tuple(None if tensor is None else tensor.view(-1) for tensor in tensors)
     elif by_index:  # whole rows where it can be: they take the fewest copies
         rows = math.lcm(θ[0].numel(), BLOCK)
         size = size // rows * rows or size
@@ -80,5 +93,9 @@ def _pieces(
             momentum = Momentum8(m_, m.flat_absmax[first : first - (-m_.numel() // BLOCK)])
         if isinstance(rounding, Noise):
             c_ = Noise(rounding.number, rounding.first + begin)
-        yield begin, θ_, g_, momentum, c_
+        yield θ_, g_, momentum, c_
+        if by_index:
+            put_back(θ_, θ, begin)
+            if isinstance(rounding, Tensor):
+                put_back(c_, rounding, begin)
         begin += θ_.numel()
