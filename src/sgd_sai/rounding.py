@@ -66,7 +66,7 @@ def round_to(θ: Tensor, exact: Tensor, rounding: Rounding, step: int | Tensor) 
     if isinstance(rounding, Noise):
         # A bfloat16 is the upper half of a float32: add a random lower half, then drop the lower half.
         drawn = random_bits(exact, rounding, step)
-        up_or_down = drawn.add_(exact.view(torch.int32)).bitwise_and_(-0x10000).view(torch.float32)
+        up_or_down = (drawn + exact.view(torch.int32)).bitwise_and_(-0x10000).view(torch.float32)
         θ.copy_(torch.where(exact.isnan(), exact, up_or_down))  # the sum could carry a NaN over to a zero
         return
     if exact is not θ:
