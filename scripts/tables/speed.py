@@ -71,6 +71,8 @@ def gpu() -> str:
         f"{row['name']}: {row['absent'].split(chr(10))[0]}" for row in record["rows"] if "model" not in row
     ]
     missing = f"{'; '.join(absent)}. " if absent else ""
+    if not record["complete"]:
+        missing += f"The stage was {record['ended']}: a dash was not measured. "
     rates = [row["copy_gb_per_s"] for row in record["rows"] if "copy_gb_per_s" in row]
     return (
         f"{table(*rows)}\n\nMilliseconds of the device, and in brackets how many times as long as copying as "

@@ -224,7 +224,7 @@ PEERS: dict[str, Peer] = {
             needs=flashoptim,
             plain=builders.flash("FlashAdamW"),
             by_default=False,
-            memory=Memory(each(size.flash(2))),
+            memory=Memory(each(size.flash(2, step=8))),
         ),
         Trained(
             "sgd-sai-sqrt-d",

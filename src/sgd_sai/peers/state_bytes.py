@@ -79,12 +79,12 @@ def adam_8bit(params: Sequence[Parameter]) -> int:
     return sum(2 * eight_bit(param.numel) for param in params) + tables
 
 
-def flash(moments: int) -> Callable[[Parameter], int]:
-    """Of flashoptim: moments in 8 bits, a float16 for 32 elements, and 8 bits that 16-bit weights lack."""
+def flash(moments: int, step: int = 0) -> Callable[[Parameter], int]:
+    """Of flashoptim: moments in 8 bits, a float16 for 32 elements, 8 bits that 16-bit weights lack, `step`."""
 
     def state(param: Parameter) -> int:
         of_a_moment = param.numel + 2 * -(-param.numel // 32)
-        return moments * of_a_moment + param.numel * (param.dtype.itemsize == 2)
+        return moments * of_a_moment + param.numel * (param.dtype.itemsize == 2) + step
 
     return state
 
