@@ -80,7 +80,7 @@ def adam_8bit(params: Sequence[Parameter]) -> int:
 
 
 def flash(moments: int, step: int = 0) -> Callable[[Parameter], int]:
-    """Of flashoptim: moments in 8 bits, a float16 for 32 elements, 8 bits that 16-bit weights lack, `step`."""
+    """Of flashoptim: moments in 8 bits, a float16 for 32 elements, 8 more bits of a 16-bit weight, `step`."""
 
     def state(param: Parameter) -> int:
         of_a_moment = param.numel + 2 * -(-param.numel // 32)
