@@ -47,7 +47,8 @@ def test_state_is_what_the_optimizer_allocates(kind, dtype, name):
 
 
 def test_every_entry_is_compared_with_its_optimizer():
-    assert sorted(REAL) == sorted(PLANNED)
+    """Those of flashoptim, which needs a GPU, in peers/test_flashoptim.py."""
+    assert {*REAL, "flash-sgd", "flash-adamw"} == set(PLANNED)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex64])
