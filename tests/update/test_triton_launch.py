@@ -664,6 +664,45 @@ def test_without_a_c_compiler_steps_are_torchs_own(tmp_path: Path) -> None:
     assert second.startswith("fused=True requires Triton, which is unavailable on cuda")
 
 
+def compiled_for(
+    monkeypatch: pytest.MonkeyPatch,
+    cache: Path,
+    name: str,
+    dtypes: tuple[torch.dtype, torch.dtype, torch.dtype | None],
+    rounding: str,
+    capability: int,
+) -> Any:
+    """A kernel, compiled ahead of time for θ, g and m of these dtypes."""
+    triton = pytest.importorskip("triton", minversion="3.3")  # older ones name the arguments otherwise
+    from triton.backends.compiler import GPUTarget
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
+    kernel = load_kernel(monkeypatch, interpret=False)
+    arguments = {
+        "step": {
+            "chunks": "*i32", "sizes": "*i64", "addresses": "*i64", "scales": "*fp64", "places": "*i64",
+            "factors": "*fp64", "lr": "*fp32", "count": "*i64", "grad_scale": "*fp32", "found_inf": "*fp32",
+        },
+        "step_alone": {
+            "θ_address": "i64", "g_address": "i64", "m_address": "i64", "absmax_address": "i64",
+            "c_address": "i64", "size": "i64", "sign": "fp32", "rate": "fp32", "decayed": "fp32",
+            "ηG": "fp32", "count": "i64", "number": "i64", "first": "i64",
+        },
+    }[name]  # fmt: skip
+    constants = dict(zip(("θ_type", "g_type", "m_type"), map(kernel.TYPES.get, dtypes), strict=True)) | {
+        "rounding": rounding,
+        "chunk_size": way.CHUNK,
+    }
+    if name == "step":
+        constants["maximize"] = False
+    source = triton.compiler.ASTSource(
+        getattr(kernel, name),
+        signature=arguments | dict.fromkeys(constants, "constexpr"),
+        constexprs=constants,
+    )
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32))
+
+
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("name", ["step", "step_alone"])
 @pytest.mark.parametrize(("θ", "m", "rounding"), [
@@ -685,35 +724,8 @@ def test_compiles_to_vectors_of_16_bytes_and_few_registers(
     capability: int,
     name: str,
 ) -> None:
-    triton = pytest.importorskip("triton", minversion="3.3")  # older ones name the arguments otherwise
-    from triton.backends.compiler import GPUTarget
-
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    kernel = load_kernel(monkeypatch, interpret=False)
-    arguments = {
-        "step": {
-            "chunks": "*i32", "sizes": "*i64", "addresses": "*i64", "scales": "*fp64", "places": "*i64",
-            "factors": "*fp64", "lr": "*fp32", "count": "*i64", "grad_scale": "*fp32", "found_inf": "*fp32",
-        },
-        "step_alone": {
-            "θ_address": "i64", "g_address": "i64", "m_address": "i64", "absmax_address": "i64",
-            "c_address": "i64", "size": "i64", "sign": "fp32", "rate": "fp32", "decayed": "fp32",
-            "ηG": "fp32", "count": "i64", "number": "i64", "first": "i64",
-        },
-    }[name]  # fmt: skip
-    dtypes = [getattr(torch, θ), getattr(torch, θ), getattr(torch, m) if m else None]
-    constants = dict(zip(("θ_type", "g_type", "m_type"), map(kernel.TYPES.get, dtypes), strict=True)) | {
-        "rounding": rounding,
-        "chunk_size": way.CHUNK,
-    }
-    if name == "step":
-        constants["maximize"] = False
-    source = triton.compiler.ASTSource(
-        getattr(kernel, name),
-        signature=arguments | dict.fromkeys(constants, "constexpr"),
-        constexprs=constants,
-    )
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    dtypes = (getattr(torch, θ), getattr(torch, θ), getattr(torch, m) if m else None)
+    compiled = compiled_for(monkeypatch, tmp_path, name, dtypes, rounding, capability)
     written = [dtype for dtype in (dtypes[0], dtypes[2]) if dtype] + [dtypes[0]] * (rounding == "kahan")
     for verb, moved in (("ld", [*written, dtypes[1]]), ("st", written)):
         vectors = sum(way.CHUNK * dtype.itemsize // 16 for dtype in moved) // (
@@ -721,12 +733,30 @@ def test_compiles_to_vectors_of_16_bytes_and_few_registers(
         )
         assert len(re.findall(rf"{verb}\.global\S*\.v4\.", compiled.asm["ptx"])) == vectors
     (tmp_path / "step.cubin").write_bytes(compiled.asm["cubin"])
-    tool = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(tmp_path / "step.cubin")]
+    tool = [nvidia().cuobjdump.path, "--dump-resource-usage", str(tmp_path / "step.cubin")]
     usage = subprocess.run(tool, capture_output=True, text=True, check=True).stdout
     used = {name: int(count) for name, count in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     assert used["REG"] <= 96  # five programs on a multiprocessor at least, enough loads to fill its memory
     assert used["STACK"] == used["LOCAL"] == 0  # nothing is spilled
     assert compiled.metadata.shared <= 8192
+
+
+def test_an_element_takes_few_instructions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On an H200 a step of 64 instructions took 1.27 times as long as a copy of its bytes."""
+    dtypes = (torch.bfloat16, torch.bfloat16, torch.int8)
+    compiled = compiled_for(monkeypatch, tmp_path, "step", dtypes, "stochastic", 90)
+    (tmp_path / "step.cubin").write_bytes(compiled.asm["cubin"])
+    tool = [nvidia().nvdisasm.path, "-c", str(tmp_path / "step.cubin")]
+    listing = subprocess.run(tool, capture_output=True, text=True, check=True).stdout
+    lines = [line for line in listing.splitlines() if re.search(r"/\*[0-9a-f]{4,}\*/", line)]
+    moves = [i for i, line in enumerate(lines) if "LDG.E.128" in line or "STG.E.128" in line]
+    elements_of_a_thread = way.CHUNK // (32 * compiled.metadata.num_warps)
+    assert 10 < (moves[-1] - moves[0]) / elements_of_a_thread < 45
+
+
+def nvidia() -> Any:
+    """Where Triton has NVIDIA's tools."""
+    return pytest.importorskip("triton").knobs.nvidia
 
 
 def test_no_argument_has_a_name_that_triton_takes_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
