@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -138,6 +139,20 @@ def _other_scale(run: Run) -> None:
     run.optimizer.state[run.model.a]["gsnr"] *= 0.5
 
 
+def _scale_as_a_tensor(run: Run) -> None:
+    for state in run.optimizer.state.values():
+        state["gsnr"] = torch.tensor(state["gsnr"])
+
+
+def _attribute(name: str, value: float) -> Callable[[Run], None]:
+    """As `torch.amp.GradScaler` sets it, and lets users set it."""
+
+    def change(run: Run) -> None:
+        setattr(run.optimizer, name, torch.tensor(value, device=run.model.a.device))
+
+    return change
+
+
 def _state_is_loaded(run: Run) -> None:
     run.optimizer.load_state_dict(run.optimizer.state_dict())
 
@@ -181,6 +196,11 @@ CHANGES = [
     _compensation_is_gone,
     _measured_again,
     _group_is_split,
+    _set("weight_decay", np.float32(0.3)),
+    _set("momentum", np.float16(0.3)),
+    _scale_as_a_tensor,
+    _attribute("grad_scale", 4.0),
+    _attribute("found_inf", 1.0),
 ]
 
 
@@ -226,6 +246,24 @@ def test_autograd_notices_the_step(device: torch.device) -> None:
     run.train(range(3, 4))
     assert run.ordinary == 3
     assert all(p._version > version for p, version in zip(run.model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_a_gradient_may_lie_in_memory_as_its_negative(device: torch.device, released: bool) -> None:
+    """Autograd leaves that of one number so, which was the imaginary part of a conjugated one."""
+    model, options = nn.Linear(1, 1, bias=False).to(device), {"scale": "sqrt_d", "normalize": 1.0}
+    param = model.weight
+    begin = param.detach().clone()
+    optimizer = SGDSaI(model.parameters(), lr=0.5, momentum=0.0, fused=True, **options)  # type: ignore[arg-type]
+    if released:
+        gradient_release(model, optimizer)
+    for step in range(1, 5):
+        z = torch.complex(torch.zeros_like(param), param).conj() * (1 + 1j)
+        z.real.sum().backward()  # the derivative is 1
+        assert released or param.grad is None or param.grad.is_neg()
+        optimizer.step()
+        optimizer.zero_grad()
+        torch.testing.assert_close(param.detach(), begin - 0.5 * step)
 
 
 @pytest.mark.gpu

@@ -63,7 +63,7 @@ class GradientRelease:
             return  # it has left the optimizer
         group, index = place
         ready = self._prepared.get(param)
-        if ready is not None and ready(group, index, optimizer.state.get(param, {})):
+        if ready is not None and ready(optimizer, group, index):
             param.grad = ready.released
             return
         if first_gradient.can_step_alone(optimizer, group):

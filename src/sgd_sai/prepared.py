@@ -27,6 +27,7 @@ from sgd_sai.update.triton_launch import copies
 
 _BUFFERS = ("momentum_buffer", "momentum_absmax", "compensation")
 _SCALE = ("gsnr", *NORMALIZERS)
+_AMP = ("grad_scale", "found_inf")
 _options_of = itemgetter(*(name for name in OPTIONS if name != "lr"))
 
 
@@ -62,11 +63,16 @@ class PreparedStep:
         self._columns = [0, 1, *(2 + place for place in there)]  # in the row of addresses
         self._facts = _facts(group, index, state, self._tensors(θ, state))
 
-    def __call__(self, group: Group, index: int, state: State) -> bool:
+    def __call__(self, optimizer: SGDSaI, group: Group, index: int) -> bool:
         """Move the parameter; False if anything else has changed, and an ordinary step has to do it."""
+        if any(getattr(optimizer, name, None) is not None for name in _AMP):  # see `torch.amp.GradScaler`
+            return False
         param = group["params"][index]
+        state = optimizer.state.get(param, {})
         tensors = self._tensors(param, state)
         if _facts(group, index, state, tensors) != self._facts or capturing(self._device):
+            return False
+        if tensors[1].is_neg():  # its bytes are those of −g
             return False
         lr, step = group["lr"], next_step(group, False, alone=True)
         if isinstance(lr, Tensor) or isinstance(step, Tensor):
@@ -96,7 +102,8 @@ class PreparedStep:
 def _facts(group: Group, index: int, state: State, tensors: Sequence[Tensor | None]) -> tuple[object, ...]:
     """All that the launch depends on; no tensors, which would stay in memory when they are replaced."""
     layouts = [t if t is None else (type(t), t.dtype, t.device, t.shape, t.stride()) for t in tensors]
-    return index, _options_of(group), [state.get(key) for key in _SCALE], layouts
+    scales = [state.get(key) for key in _SCALE]  # a tensor of float32 may equal a float that it only rounds
+    return index, _options_of(group), scales, list(map(type, scales)), layouts
 
 
 def prepared(optimizer: SGDSaI, group: Group, index: int) -> PreparedStep | None:
@@ -111,7 +118,7 @@ def prepared(optimizer: SGDSaI, group: Group, index: int) -> PreparedStep | None
         return None
     state = optimizer.state[param]
     columns = plain_columns(group, [param], index, optimizer.state)
-    if columns is None or getattr(optimizer, "grad_scale", None) is not None:
+    if columns is None:
         return None
     [_], [g], [m], [scale], [rounding] = columns
     codes, absmax = (m.codes, m.absmax) if isinstance(m, Momentum8) else (m, None)

@@ -53,6 +53,7 @@ def _sums(gradients: list[Tensor]) -> Tensor:
 
 def _dense(gradient: Tensor) -> Tensor:
     """The gradient, or a copy if it has gaps: its elements lie together, in any order."""
+    gradient = gradient.resolve_neg()  # a copy too, if its bytes are those of −g
     if gradient.is_contiguous():
         return gradient
     like = torch.empty_like(gradient, device="meta")

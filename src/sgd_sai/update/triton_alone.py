@@ -48,7 +48,9 @@ class Alone:
 
         `addresses` are those of θ, g, m, m's absmax and θ's compensation; 0 for what there is not.
         """
-        numbers = (-1.0 if maximize else 1.0, 1.0 - momentum, 1.0 - weight_decay * lr, lr * scale, step)
+        # Of NumPy's few bits a product would be rounded to those.
+        η, μ, λ = float(lr), float(momentum), float(weight_decay)
+        numbers = (-1.0 if maximize else 1.0, 1.0 - μ, 1.0 - λ * η, η * scale, step)
         launched = self._launch(*addresses, self._size, *numbers, *(noise or (0, 0)), *self._kinds)
         # To look for the kernel takes Triton as long as all the rest. Since its types are fixed, it stays.
         if not self._is_compiled and launched is not None and _takes_all_arguments():

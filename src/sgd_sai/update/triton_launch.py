@@ -79,6 +79,8 @@ class _Operands:
         roundings: Sequence[Rounding],
     ) -> None:
         self.blocks = len(params)
+        if any(map(Tensor.is_neg, grads)):  # whose bytes are those of −g: of complex numbers, conjugated
+            grads = [g.resolve_neg() for g in grads]
         codes: Sequence[Any] = momenta
         absmaxes: Sequence[Tensor | None] = [None] * self.blocks
         if Momentum8 in map(type, momenta):
