@@ -215,3 +215,16 @@ def test_scales_that_were_laid_out_anew_are_the_same(keys: tuple[str, ...]) -> N
         assert torch.equal(
             Momentum8(state["momentum_buffer"], state["momentum_absmax"]).read(), expected.read()
         )
+
+
+def test_a_mark_may_be_saved_as_the_number_that_it_is() -> None:
+    """As by a tool that saves `optimizer.state` as it lies there."""
+    param = nn.Parameter(torch.ones(64, 64))
+    optimizer = SGDSaI([param], state_dtype="8bit", scale="sqrt_d", normalize=1.0)
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    momentum = torch.rand(64, 64)
+    saved["state"][0].update(momentum_buffer=momentum, momentum_absmax=-1.0)
+    optimizer.load_state_dict(saved)
+    assert torch.equal(optimizer.state[param]["momentum_buffer"], momentum)

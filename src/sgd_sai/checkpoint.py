@@ -234,10 +234,17 @@ def _wide(state: Mapping[Any, Any], fitting: Sequence[Group]) -> set[Any]:
         if isinstance(absmax := state.get(number, {}).get("momentum_absmax"), Tensor)
         and has_data(local(absmax))
     }
+    numbers = _numbers(fitting).intersection(state)
+    # A tool that saves `optimizer.state` as it is has the number alone.
+    wide = {number for number in numbers if _is_mark(state[number].get("momentum_absmax"))}
     if not absmaxes:
-        return set()
+        return wide
     moments = measure([[absmax] for absmax in absmaxes.values()])
-    return {number for number, of in zip(absmaxes, moments, strict=True) if of.total < 0}
+    return wide.union(number for number, of in zip(absmaxes, moments, strict=True) if of.total < 0)
+
+
+def _is_mark(absmax: object) -> bool:
+    return isinstance(absmax, Real) and absmax == WIDE
 
 
 def _forget_what_waits(state: dict[Any, Any], silent: Collection[Any], groups: Sequence[Group]) -> None:
