@@ -220,6 +220,15 @@ def test_what_changes_counts(
     assert_equal(actual, expected)
 
 
+def test_a_scale_that_became_a_tensor_takes_an_ordinary_step(device: torch.device) -> None:
+    """Of float32, it equals the float that it rounds."""
+    run = Run(device, "bf16", released=True)
+    run.train(range(3))
+    _scale_as_a_tensor(run)
+    run.train(range(3, 4))
+    assert run.ordinary == 3 + 3
+
+
 def test_a_buffer_that_is_replaced_is_not_kept(device: torch.device) -> None:
     """A prepared step that held tensors would keep a momentum in memory that is no longer used."""
     run = Run(device, "bf16", released=True)
@@ -257,13 +266,26 @@ def test_a_gradient_may_lie_in_memory_as_its_negative(device: torch.device, rele
     optimizer = SGDSaI(model.parameters(), lr=0.5, momentum=0.0, fused=True, **options)  # type: ignore[arg-type]
     if released:
         gradient_release(model, optimizer)
-    for step in range(1, 5):
-        z = torch.complex(torch.zeros_like(param), param).conj() * (1 + 1j)
+    for step, negative in enumerate((False, False, True, True, False), 1):
+        z = torch.complex(torch.zeros_like(param), param).conj() * (1 + 1j) if negative else param
         z.real.sum().backward()  # the derivative is 1
-        assert released or param.grad is None or param.grad.is_neg()
+        assert released or param.grad is None or param.grad.is_neg() == negative
         optimizer.step()
         optimizer.zero_grad()
         torch.testing.assert_close(param.detach(), begin - 0.5 * step)
+
+
+def test_a_prepared_step_notices_a_negative_in_the_same_place(device: torch.device) -> None:
+    run = Run(device, "fp32", released=True, momentum=0.0)
+    run.train(range(3))
+    assert run.release is not None
+    for lies_as_it_is, ordinary in ((True, 3), (False, 4)):
+        grad = torch.ones_like(run.model.a)
+        before = run.model.a.detach().clone()
+        run.model.a.grad = grad if lies_as_it_is else torch._neg_view(-grad)
+        run.release.accumulated(run.model.a)
+        assert run.ordinary == ordinary
+        assert bool((run.model.a < before * (1 - 0.1 * run.optimizer.param_groups[0]["lr"])).all())
 
 
 @pytest.mark.gpu

@@ -227,24 +227,14 @@ def _by_number(saved: Mapping[Any, Any], fitting: Sequence[Group], groups: list[
 
 def _wide(state: Mapping[Any, Any], fitting: Sequence[Group]) -> set[Any]:
     """The parameters of a saved state whose scales are `WIDE`. On DTensors all ranks learn the same."""
-    absmaxes = {
-        number: absmax
-        for group in fitting
-        for number in group["params"]
-        if isinstance(absmax := state.get(number, {}).get("momentum_absmax"), Tensor)
-        and has_data(local(absmax))
-    }
-    numbers = _numbers(fitting).intersection(state)
+    # In the order of the groups: every rank measures the same one at a time.
+    numbers = [number for group in fitting for number in group["params"] if number in state]
+    absmaxes = {number: state[number].get("momentum_absmax") for number in numbers}
     # A tool that saves `optimizer.state` as it is has the number alone.
-    wide = {number for number in numbers if _is_mark(state[number].get("momentum_absmax"))}
-    if not absmaxes:
-        return wide
-    moments = measure([[absmax] for absmax in absmaxes.values()])
-    return wide.union(number for number, of in zip(absmaxes, moments, strict=True) if of.total < 0)
-
-
-def _is_mark(absmax: object) -> bool:
-    return isinstance(absmax, Real) and absmax == WIDE
+    wide = {number for number, absmax in absmaxes.items() if isinstance(absmax, Real) and absmax == WIDE}
+    of_tensors = {n: a for n, a in absmaxes.items() if isinstance(a, Tensor) and has_data(local(a))}
+    moments = measure([[absmax] for absmax in of_tensors.values()]) if of_tensors else []
+    return wide.union(number for number, of in zip(of_tensors, moments, strict=True) if of.total < 0)
 
 
 def _forget_what_waits(state: dict[Any, Any], silent: Collection[Any], groups: Sequence[Group]) -> None:

@@ -25,6 +25,7 @@ from sgd_sai.quantized import (
     real_shape,
 )
 from sgd_sai.state import (
+    BUFFERS,
     EMPTY,
     GSNR,
     NORMALIZERS,
@@ -36,11 +37,9 @@ from sgd_sai.state import (
     wide_dtype,
 )
 
-#: The tensors that a parameter's state may have.
-_BUFFERS = ("momentum_buffer", "momentum_absmax", "compensation")
 #: In a saved state alone: whether the momentum has begun, or m₁ will be the next gradient.
 BEGUN = "momentum_begun"
-_OURS = {*_BUFFERS, BEGUN}
+_OURS = {*BUFFERS, BEGUN}
 #: In a saved group alone: how a momentum in 8 bits is laid out. "rows": as `quantized` says; and beside one
 #: that could have 8 bits, but has more, is `WIDE`. "index": nothing is beside it, and scales have one dim.
 #: Where this is missing, codes that are not contiguous are older: their blocks follow the order of memory.
@@ -132,7 +131,7 @@ def fitted_state(
         fitting.pop(key, None)
         if saved.get(key) is not None:
             fitting[key] = EMPTY if key in keys and is_empty(param) else _latched_or_not(key, saved[key])
-    tensors = {name: saved[name] for name in _BUFFERS if saved.get(name) is not None}
+    tensors = {name: saved[name] for name in BUFFERS if saved.get(name) is not None}
     if "momentum_buffer" not in tensors or not saved.get(BEGUN, True):  # the next gradient begins it
         forget_momentum(tensors)
     _fit_8_bits(tensors, param, group, order=order, wide=wide, tells=tells)

@@ -18,14 +18,13 @@ from sgd_sai.optimizer import SGDSaI
 from sgd_sai.options import OPTIONS, Group
 from sgd_sai.quantized import Momentum8
 from sgd_sai.released import Released
-from sgd_sai.rounding import Noise, next_step
-from sgd_sai.state import NORMALIZERS, State
+from sgd_sai.rounding import Noise, kind_of, next_step
+from sgd_sai.state import BUFFERS, NORMALIZERS, State
 from sgd_sai.update import is_moved_by_kernel
 from sgd_sai.update.pieces import check_shapes
 from sgd_sai.update.triton_alone import Alone
 from sgd_sai.update.triton_launch import copies
 
-_BUFFERS = ("momentum_buffer", "momentum_absmax", "compensation")
 _SCALE = ("gsnr", *NORMALIZERS)
 _AMP = ("grad_scale", "found_inf")
 _options_of = itemgetter(*(name for name in OPTIONS if name != "lr"))
@@ -55,11 +54,11 @@ class PreparedStep:
         self._scale = scale
         self._noise = noise
         self._device = θ.device
-        rounding = "stochastic" if noise is not None else "nearest" if c is None else "kahan"
         assert θ.grad is not None
-        self._launch = Alone((θ.dtype, θ.grad.dtype, None if m is None else m.dtype), rounding, θ.numel())
+        dtypes = θ.dtype, θ.grad.dtype, None if m is None else m.dtype
+        self._launch = Alone(dtypes, kind_of(c if noise is None else noise), θ.numel())
         there = [place for place, buffer in enumerate(buffers) if buffer is not None]
-        self._keys = [_BUFFERS[place] for place in there]
+        self._keys = [BUFFERS[place] for place in there]
         self._columns = [0, 1, *(2 + place for place in there)]  # in the row of addresses
         self._facts = _facts(group, index, state, self._tensors(θ, state))
 
@@ -71,8 +70,6 @@ class PreparedStep:
         state = optimizer.state.get(param, {})
         tensors = self._tensors(param, state)
         if _facts(group, index, state, tensors) != self._facts or capturing(self._device):
-            return False
-        if tensors[1].is_neg():  # its bytes are those of −g
             return False
         lr, step = group["lr"], next_step(group, False, alone=True)
         if isinstance(lr, Tensor) or isinstance(step, Tensor):
@@ -101,7 +98,9 @@ class PreparedStep:
 
 def _facts(group: Group, index: int, state: State, tensors: Sequence[Tensor | None]) -> tuple[object, ...]:
     """All that the launch depends on; no tensors, which would stay in memory when they are replaced."""
-    layouts = [t if t is None else (type(t), t.dtype, t.device, t.shape, t.stride()) for t in tensors]
+    layouts = [
+        t if t is None else (type(t), t.dtype, t.device, t.shape, t.stride(), t.is_neg()) for t in tensors
+    ]
     scales = [state.get(key) for key in _SCALE]  # a tensor of float32 may equal a float that it only rounds
     return index, _options_of(group), scales, list(map(type, scales)), layouts
 

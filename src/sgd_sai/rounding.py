@@ -32,6 +32,13 @@ class Noise(NamedTuple):
 Rounding = Tensor | Noise | None
 
 
+def kind_of(rounding: Rounding) -> str:
+    """The value of the option `rounding` that rounds so."""
+    if rounding is None:
+        return "nearest"
+    return "stochastic" if isinstance(rounding, Noise) else "kahan"
+
+
 def next_step(group: Group, compiling: bool, *, alone: bool) -> int | Tensor:
     """The number of this step, for the bits of stochastic rounding; a parameter alone does not count it."""
     last = group.get("rounding_step", 0)  # a group may have been made of the defaults alone

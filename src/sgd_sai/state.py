@@ -25,6 +25,9 @@ from sgd_sai.quantized import WIDE, absmax_in, create_momentum8, fits_8_bits, is
 #: The g-SNR of a block without elements: it neither waits for a scale nor needs a normaliser.
 EMPTY = 0.0
 
+#: The tensors that a parameter's state may have.
+BUFFERS = ("momentum_buffer", "momentum_absmax", "compensation")
+
 #: The divisors of a scale, kept beside its G_snr: those of the first latch, see `SGDSaI`.
 NORMALIZERS = ("gsnr_max", "gsnr_rms")
 

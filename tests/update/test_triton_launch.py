@@ -586,6 +586,7 @@ def test_moments_equal_those_of_float64(device: torch.device) -> None:
     grads = [torch.randn(s, generator=generator).to(d) for s in shapes for d in (*HALVES, torch.float64)]
     grads[-1][:7] = 0.0
     grads += [grads[-1][:, ::2], grads[-1][:60].view(4, 5, 3, 17).to(memory_format=torch.channels_last)]
+    grads.append(torch._neg_view(grads[1]))  # whose bytes are those of its negative
     exact = [g.double() for g in grads]
     expected = torch.stack([torch.stack((g.sum(), g.square().sum(), g.count_nonzero())) for g in exact])
     for of in (slice(None), slice(0, None, 4)):  # of several dtypes, and of one

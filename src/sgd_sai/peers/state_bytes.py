@@ -65,7 +65,12 @@ def as_parameters(params: Sequence[Parameter]) -> int:
 
 def eight_bit(numel: int) -> int:
     """Bytes of one block-wise 8-bit state tensor of `numel` elements."""
-    return numel + 4 * -(-numel // BLOCK) if numel >= MIN_8BIT else 4 * numel
+    return codes_and_scales(numel) if numel >= MIN_8BIT else 4 * numel
+
+
+def codes_and_scales(numel: int) -> int:
+    """Bytes of `numel` elements in 8 bits, however few."""
+    return numel + 4 * -(-numel // BLOCK)
 
 
 def adam(param: Parameter) -> int:
@@ -156,4 +161,4 @@ def momentum_8bit(param: Parameter) -> int:
     cuts = {} if param.whole is None else {0: 1}  # along rows, into however many
     if not cut_between_blocks(whole, cuts):
         return momentum_bf16(param)
-    return param.reals + 4 * -(-param.reals // BLOCK)
+    return codes_and_scales(param.reals)

@@ -13,7 +13,7 @@ from torch import Tensor
 from sgd_sai.kernels import tables
 from sgd_sai.kernels.tables import Table, capturing, order, upload
 from sgd_sai.quantized import Momentum, Momentum8
-from sgd_sai.rounding import Noise, Rounding
+from sgd_sai.rounding import Noise, Rounding, kind_of
 from sgd_sai.update.pieces import check_shapes
 from sgd_sai.update.triton_alone import CHUNK, Alone
 
@@ -79,8 +79,6 @@ class _Operands:
         roundings: Sequence[Rounding],
     ) -> None:
         self.blocks = len(params)
-        if any(map(Tensor.is_neg, grads)):  # whose bytes are those of −g: of complex numbers, conjugated
-            grads = [g.resolve_neg() for g in grads]
         codes: Sequence[Any] = momenta
         absmaxes: Sequence[Tensor | None] = [None] * self.blocks
         if Momentum8 in map(type, momenta):
@@ -101,8 +99,11 @@ class _Operands:
     def layout(self) -> tuple[object, ...]:
         """All that the launches depend on for as long as they live; the addresses may change."""
         in_order: list[object] = list(map(Tensor.is_contiguous, self.given))
-        if not all(in_order):
-            in_order = [None if t.is_contiguous() else (t.shape, t.stride()) for t in self.given]
+        if not all(in_order) or any(map(Tensor.is_neg, self.given)):
+            in_order = [
+                None if t.is_contiguous() and not t.is_neg() else (t.shape, t.stride(), t.is_neg())
+                for t in self.given
+            ]
         return (
             [tensor is None for tensor in self.tensors],
             [tensor.dtype for tensor in self.given],
@@ -150,7 +151,7 @@ class _Launch:
         self.places = places
         self.device = θ.device
         self.dtypes = θ.dtype, g.dtype, None if m is None else m.dtype
-        self.rounding = "stochastic" if noises[0] is not None else "nearest" if c is None else "kahan"
+        self.rounding = kind_of(c if noises[0] is None else noises[0])
         self.alone: Alone | None = None
         # One tensor needs no tables. Its factors go in as float32.
         if len(places) == 1 and θ.dtype != torch.float64:
@@ -228,9 +229,10 @@ def copies(
 ) -> Iterator[tuple[int, Tensor]]:
     """Room for a copy of each tensor that does not lie in the dense order of the block, after its kind.
 
-    The order is that nearest to θ's. A momentum in 8 bits has its own, the index's, which its blocks follow.
+    Nor does one whose bytes are those of its negative, as autograd makes it of complex numbers. The order is
+    that nearest to θ's. A momentum in 8 bits has its own, the index's, which its blocks follow.
     """
     dense = torch.empty_like(θ, device="meta") if m is None or absmax is None else m
     for kind, tensor in enumerate((θ, g, m, None, c)):
-        if tensor is not None and order(tensor) != order(dense):
+        if tensor is not None and (order(tensor) != order(dense) or tensor.is_neg()):
             yield kind, torch.empty_strided(dense.shape, dense.stride(), dtype=tensor.dtype, device=θ.device)
