@@ -53,7 +53,7 @@ def update(
         # The fused kernel trusts that they are alike, and would write beyond the end of a smaller one.
         raise RuntimeError("a parameter, its gradient and its momentum have different shapes")
     plain = _all_plain([*params, *grads, *kept])
-    if plain and max(sizes) <= _TINY:  # to sort a thousand would take a fifth of their step
+    if plain and max(sizes) <= _TINY:  # there is nothing to sort
         decay = decay_of(weight_decay * η, params[0].dtype)
         _tiny(list(params), list(grads), kept, [η * G for G in scales], momentum, decay, maximize)
         return
