@@ -6,11 +6,11 @@ import copy
 import math
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sgd_sai import UNLATCHED, SGDSaI, first_gradient, gsnr
 from sgd_sai.blocks import start_momentum
@@ -177,8 +177,72 @@ def test_moments_do_not_depend_on_the_tensors_measured_beside(threads: int) -> N
         torch.set_num_threads(before)
     assert together == alone
     for g, moments in zip(gradients, together, strict=True):
-        expected = (g.numel(), g.double().sum().item(), g.double().square().sum().item(), g.numel())
+        expected = (g.numel(), g.double().sum().item(), g.double().square().sum().item(), g.numel(), 1)
         assert moments == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("form", [True, "rms"])
+@pytest.mark.parametrize("size", [1e-310, 1e-170, 1e-150, 1e150, 1e160, 1e305])
+def test_float64_gradients_whose_squares_are_beyond_float64_are_measured(
+    size: float, form: Literal[True, "rms"]
+) -> None:
+    torch.manual_seed(0)
+    gradients = [torch.randn(shape, dtype=torch.float64) for shape in ((30, 40), (7,))]
+
+    def moved(factor: float) -> tuple[list[Tensor], list[float]]:
+        params = [torch.zeros_like(g, requires_grad=True) for g in gradients]
+        optimizer = SGDSaI(params, lr=0.1, eps=0.0, normalize=form)
+        for param, g in zip(params, gradients, strict=True):
+            param.grad = g * factor
+        optimizer.step()
+        return [p.detach() for p in params], [optimizer.state[p]["gsnr"] for p in params]
+
+    if form == "rms" and size < 1:
+        with pytest.raises(ValueError, match=r"'rms' would multiply lr by 34\.6 / .*, beyond float32"):
+            moved(size)
+        return
+    (expected, gsnrs), (found, found_gsnrs) = moved(1.0), moved(size)
+    digits = 1e-12 if size > 1e-300 else 1e-8  # gradients of fewer bits
+    assert found_gsnrs == pytest.approx(gsnrs, rel=digits)
+    for one, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(other / (1.0 if form == "rms" else size), one, rtol=digits, atol=0)
+
+
+def test_members_of_a_block_may_be_beyond_float64_in_their_squares() -> None:
+    tiny, usual = torch.full((4,), 1e-200, dtype=torch.float64), torch.arange(1.0, 4.0)
+    [both] = gsnr.measure([[tiny, usual]])
+    assert (both.n, both.total_sq, both.nonzero, both.unit) == (7, 14.0, 7, 1.0)
+    [of_tiny] = gsnr.measure([[tiny]])
+    assert of_tiny.norm == pytest.approx(2e-200)
+    assert gsnr.combined([of_tiny, both]).norm == pytest.approx(both.norm)
+    huge = torch.full((4,), 1e200, dtype=torch.float64)
+    [with_float32] = gsnr.measure([[huge, usual]])
+    assert with_float32.norm == pytest.approx(2e200)
+    assert with_float32.deviation() == pytest.approx(1e200 * (12 / 49) ** 0.5)
+    infinite, unknown = huge.clone(), huge.clone()
+    infinite[0], unknown[0] = torch.inf, torch.nan
+    assert not any(of.finite or of.measurable for of in gsnr.measure([[infinite], [unknown]]))
+
+
+@pytest.mark.parametrize(
+    ("form", "rule", "told"),
+    [
+        ("rms", "gsnr", "normalize: 'rms' would multiply lr by .*, beyond float32"),
+        (1e-300, "gsnr", "normalize: 1e-300 multiplies lr by .* / 1e-300, beyond float32"),
+        (False, lambda moments: 1e100, r"normalize: False multiplies lr by 1e\+100, beyond float32"),
+    ],
+    ids=["rms", "number", "raw"],
+)
+def test_a_scale_beyond_float32_is_refused_before_anything_moves(form: Any, rule: Any, told: str) -> None:
+    [param] = parameters((50,))
+    before = param.detach().clone()
+    optimizer = SGDSaI([param], normalize=form, scale=rule)
+    param.grad = torch.full_like(param, 1e-44)
+    with pytest.raises(ValueError, match=told):
+        optimizer.step()
+    assert torch.equal(param, before)
+    assert optimizer.state[param]["gsnr"] == -1
+    assert optimizer.normalizers["gsnr_max"] == -1
 
 
 def test_a_divisor_that_an_old_state_lacks_is_not_guessed_from_a_late_block() -> None:

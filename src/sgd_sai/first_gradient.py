@@ -20,7 +20,7 @@ from sgd_sai.cuda_graph import capturing
 from sgd_sai.distributed.collectives import gather_over_ranks
 from sgd_sai.distributed.layout import part_of
 from sgd_sai.given_scales import given_gsnr
-from sgd_sai.gsnr import UNLATCHED, Moments, has_data
+from sgd_sai.gsnr import LARGEST, UNLATCHED, Moments, has_data
 from sgd_sai.messages import name_of
 from sgd_sai.options import Group, is_given
 from sgd_sai.quantized import Momentum, Momentum8
@@ -212,6 +212,18 @@ def _raw_gsnr(optimizer: SGDSaI, group: Group, index: int, moments: Moments) -> 
     """
     if not moments.measurable:
         return UNLATCHED
+    raw = _by_rule(optimizer, group, index, moments)
+    form = group["normalize"]
+    if gsnr.normalizer_key(form) is None and raw > gsnr.divisor(form, {}) * LARGEST:
+        raise ValueError(
+            f"normalize: {form!r} multiplies lr by {raw:.3g}"
+            + (f" / {form:.3g}" if form else "")
+            + ", beyond float32; allowed: True, 'rms', or a number that fits the scale"
+        )
+    return raw
+
+
+def _by_rule(optimizer: SGDSaI, group: Group, index: int, moments: Moments) -> float:
     if is_given(group["scale"]):
         return given_gsnr(group, index)
     if group["blocks"] == "group" and (measured := gsnr_of_group(group, optimizer.state)) != UNLATCHED:
@@ -289,12 +301,17 @@ def _first_normalizers(
     """gsnr_max and gsnr_rms of the blocks that latch in this step, on all ranks of the process group."""
     raws, moments = [raw for raw, _ in latched], [of_block for _, of_block in latched]
     given = [float(max(group["scale"].values())) for group in groups if is_given(group["scale"])]
-    of_ranks = [[max(raws + given) if raws else UNLATCHED, *gsnr.rms_sums(raws, moments)]]
+    of_ranks = [[max(raws + given) if raws else UNLATCHED, *gsnr.rms_parts(raws, moments)]]
     if process_group is not None:
         of_ranks = gather_over_ranks(of_ranks[0], process_group)
-    largest, total_sq, nonzero = zip(*of_ranks, strict=True)
+    largest, norms, nonzero = zip(*of_ranks, strict=True)
     if max(largest) == UNLATCHED:
         return UNKNOWN.copy()
     # Of gradients without data it is not known.
-    of_rms = math.sqrt(sum(total_sq) / sum(nonzero)) if sum(nonzero) else UNLATCHED
+    of_rms = math.hypot(*norms) / math.sqrt(sum(nonzero)) if sum(nonzero) else UNLATCHED
+    if any(group["normalize"] == "rms" for group in groups) and max(largest) > of_rms * LARGEST:
+        raise ValueError(
+            f"normalize: 'rms' would multiply lr by {max(largest):.3g} / {of_rms:.3g}, beyond float32, as "
+            "the first gradients are so small; allowed: a loss that is multiplied by more, or another form"
+        )
     return {"gsnr_max": max(largest), "gsnr_rms": of_rms}

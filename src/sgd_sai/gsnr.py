@@ -29,32 +29,39 @@ from sgd_sai.kernels.tables import available
 #: every checkpoint format keeps it; negative, so that it can be taken neither for a G_snr nor for a zero.
 UNLATCHED = -1.0
 
+#: The largest scale: steps multiply in float32.
+LARGEST = torch.finfo(torch.float32).max
+
 # Gradients are widened to float64 piece by piece: 2 MiB at a time instead of a copy of the tensor.
 _PIECE = 1 << 18
 # Up to here a tensor on the CPU costs less than the calls that would measure it alone.
 _SMALL = 1 << 11
+# Sums of squares from which on float64 has lost digits, and the unit in which it has not.
+_UNDERFLOW, _UNIT = 2.0**-960, 2.0**600
 
 
 class Moments(NamedTuple):
     """The moments (n, Σg, Σg²) of a block's gradient; complex elements count as two reals.
 
-    `nonzero` is how many elements are not 0: those that AdamW's first update moves.
+    `nonzero` is how many elements are not 0: those that AdamW's first update moves. `unit` is 1, unless
+    squares of a float64 gradient are beyond float64: then the sums are those of g / unit, a power of two.
     """
 
     n: int
     total: float
     total_sq: float
     nonzero: int
+    unit: float = 1.0
 
     @property
     def norm(self) -> float:
         """‖g‖₂."""
-        return math.sqrt(self.total_sq)
+        return self.unit * math.sqrt(self.total_sq)
 
     @property
     def mean(self) -> float:
         """ḡ, 0 for an empty block."""
-        return self.total / self.n if self.n else 0.0
+        return self.unit * self.total / self.n if self.n else 0.0
 
     def variance(self, *, unbiased: bool = False) -> float:
         """(1/d) Σ (gⱼ − ḡ)², or with 1/(d−1); 0 where that is undefined.
@@ -64,7 +71,17 @@ class Moments(NamedTuple):
         freedom = self.n - 1 if unbiased else self.n
         if freedom <= 0:
             return 0.0
-        return max(self.total_sq - self.total * self.mean, 0.0) / freedom
+        in_units = max(self.total_sq - self.total * (self.total / self.n), 0.0) / freedom
+        return self.unit * self.unit * in_units
+
+    def deviation(self, *, unbiased: bool = False) -> float:
+        """The root of the variance, also where that is beyond float64."""
+        return self.unit * math.sqrt(self._replace(unit=1.0).variance(unbiased=unbiased))
+
+    def in_unit(self, unit: float) -> Moments:
+        """The same moments in another unit."""
+        ratio = self.unit / unit
+        return Moments(self.n, self.total * ratio, self.total_sq * ratio * ratio, self.nonzero, unit)
 
     @property
     def measurable(self) -> bool:
@@ -79,8 +96,10 @@ class Moments(NamedTuple):
 
 def combined(parts: Sequence[Moments]) -> Moments:
     """The moments of a block from those of its members."""
-    n, total, total_sq, nonzero = map(sum, zip(Moments(0, 0.0, 0.0, 0), *parts, strict=True))
-    return Moments(int(n), total, total_sq, int(nonzero))
+    unit = max((part.unit for part in parts), default=1.0)
+    parts = [part.in_unit(unit) for part in parts]
+    n, total, total_sq, nonzero, _ = map(sum, zip(Moments(0, 0.0, 0.0, 0), *parts, strict=True))
+    return Moments(int(n), total, total_sq, int(nonzero), unit)
 
 
 #: The form of lr: relative to the largest G_snr, to AdamW's lr, (False) raw, or to a number; see `SGDSaI`.
@@ -96,9 +115,9 @@ def g_snr(moments: Moments, *, eps: float = 1e-8, unbiased: bool = False) -> flo
     σ is floored at ‖g‖₂/d, so G_snr ≤ d: a scalar, or a block whose gradients are all equal, has σ = 0 and
     would otherwise get ‖g‖₂/ε. The floor is ours; it is inactive unless |ḡ| exceeds about √d · σ.
     """
-    sigma = math.sqrt(moments.variance(unbiased=unbiased))
-    floor = moments.norm / moments.n if moments.n else 0.0
-    return moments.norm / (max(sigma, floor) + eps)
+    here = moments._replace(unit=1.0)
+    floor = here.norm / here.n if here.n else 0.0
+    return here.norm / (max(here.deviation(unbiased=unbiased), floor) + eps / moments.unit)
 
 
 def sqrt_d(moments: Moments) -> float:
@@ -116,14 +135,14 @@ def rms_normalizer(gsnrs: Sequence[float], moments: Sequence[Moments]) -> float:
 
     AdamW's, decay apart and with ε = 0, is η sign(g). So N² = Σᵢ Gᵢ² ‖gᵢ‖² / (elements with g ≠ 0).
     """
-    total_sq, nonzero = rms_sums(gsnrs, moments)
-    return math.sqrt(total_sq / nonzero)
+    norm, nonzero = rms_parts(gsnrs, moments)
+    return norm / math.sqrt(nonzero)
 
 
-def rms_sums(gsnrs: Sequence[float], moments: Sequence[Moments]) -> tuple[float, float]:
-    """The numerator and the denominator of N² above: sums, to which each rank of many adds its own."""
-    total_sq = math.fsum(raw**2 * of_block.total_sq for raw, of_block in zip(gsnrs, moments, strict=True))
-    return total_sq, float(sum(of_block.nonzero for of_block in moments))
+def rms_parts(gsnrs: Sequence[float], moments: Sequence[Moments]) -> tuple[float, int]:
+    """The root of the numerator of N² above, and its denominator: each rank of many has its own."""
+    norms = [raw * of_block.norm for raw, of_block in zip(gsnrs, moments, strict=True)]
+    return math.hypot(*norms), sum(of_block.nonzero for of_block in moments)
 
 
 def divisor(normalize: Normalize, normalizers: Mapping[str, float]) -> float:
@@ -172,11 +191,30 @@ def measure(blocks: Sequence[Sequence[Tensor | Part]]) -> list[Moments]:
     of the group must take part.
     """
     parts = [[part_of(gradient) for gradient in block] for block in blocks]
+    moments = _measured(parts)
+    for unit in (1 / _UNIT, _UNIT):  # all ranks have the same sums, and so the same places
+        places = [i for i, of in enumerate(moments) if _fits_better_in(unit, of, parts[i])]
+        again = _measured([[part.over(unit) for part in parts[i]] for i in places])
+        for place, of_block in zip(places, again, strict=True):
+            if of_block.measurable:
+                moments[place] = of_block._replace(unit=unit)
+    return moments
+
+
+def _fits_better_in(unit: float, of_block: Moments, parts: Sequence[Part]) -> bool:
+    """True if the sums of a block's squares are beyond float64, but not in this unit."""
+    if all(part.local.dtype not in (torch.float64, torch.complex128) for part in parts):
+        return False
+    return of_block.total_sq == math.inf if unit > 1 else of_block.total_sq < _UNDERFLOW
+
+
+def _measured(parts: Sequence[Sequence[Part]]) -> list[Moments]:
+    """`measure`, as far as the squares are within float64."""
     by_device: dict[torch.device, list[tuple[int, Part]]] = {}
     for index, block in enumerate(parts):
         for part in block:
             by_device.setdefault(part.local.device, []).append((index, part))
-    sums = torch.zeros(len(blocks), 3, dtype=torch.float64, device="cpu")
+    sums = torch.zeros(len(parts), 3, dtype=torch.float64, device="cpu")
     for placed in by_device.values():
         rows = _sums_of_all([as_real(part.local) for _, part in placed])
         rows = sum_over_ranks(rows, [part.groups for _, part in placed])

@@ -83,6 +83,28 @@ def test_decay_takes_the_factor_of_the_reference(way: ModuleType) -> None:
     torch.testing.assert_close(actual, expected, rtol=3e-5, atol=0)
 
 
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e-300, 1e-41, 1e-30, 1e-9, 0.0])
+@pytest.mark.parametrize("decay", [0.1, 1e-7])
+def test_a_tiny_scale_decays_a_weight_as_any_other(
+    momentum: float, dtype: torch.dtype, scale: float, decay: float
+) -> None:
+    """The CPU's kernel is given λ/G, which may be beyond float32; and weights may be large."""
+    for size in (100, 9000, 300_000):
+        generator = torch.Generator().manual_seed(0)
+        drawn = [torch.randn(size, generator=generator) * (10.0**exponent) for exponent in (6, 0, 0)]
+        options = {"lr": 0.01, "momentum": momentum, "weight_decay": decay, "maximize": False}
+        results = []
+        for way in (reference, foreach, cpu):
+            θ, g, m = (tensor.to(dtype) for tensor in drawn)
+            way.update([θ], [g], [m.to(θ.dtype) if momentum else None], [scale], **options)
+            results.append(θ)
+        assert results[0].isfinite().all()
+        torch.testing.assert_close(results[1:], 2 * results[:1])
+
+
 def test_fused_on_a_device_without_triton() -> None:
     group = dict.fromkeys(("momentum", "weight_decay"), 0.0) | {
         "maximize": False, "state_dtype": None, "rounding": "nearest",

@@ -48,7 +48,7 @@ class BlockMeasurement:
     @property
     def sigma(self) -> float:
         """σ = √G_var, with 1/d."""
-        return math.sqrt(self.moments.variance())
+        return self.moments.deviation()
 
     @property
     def rms(self) -> float:
@@ -82,9 +82,9 @@ class Measurement:
 
     def adam_lr_ratio(self, normalize: Normalize = True) -> float:
         """η/η_AdamW for which the first updates of all latched blocks together have the same RMS."""
-        ours = math.fsum(block.gsnr**2 * block.moments.total_sq for block in self.latched)
-        adams = math.fsum(block.adam_rms**2 * block.moments.n for block in self.latched)
-        return math.sqrt(adams / ours) * divisor(normalize, self.normalizers)
+        ours = math.hypot(*(block.gsnr * block.moments.norm for block in self.latched))
+        adams = math.hypot(*(block.adam_rms * math.sqrt(block.moments.n) for block in self.latched))
+        return adams / ours * divisor(normalize, self.normalizers)
 
     def block_lr_ratio(self, block: BlockMeasurement, normalize: Normalize = True) -> float:
         """η/η_AdamW for which the first updates of this block alone have the same RMS."""
@@ -142,7 +142,7 @@ def measure_blocks(
     moments = gsnr.measure([[] if param.grad is None else [param.grad] for _, param in named])
     blocks = []
     for (name, param), of_block in zip(named, moments, strict=True):
-        of_block = of_block._replace(total=of_block.total / scale, total_sq=of_block.total_sq / scale**2)
+        of_block = of_block._replace(unit=of_block.unit / scale).in_unit(of_block.unit)
         if param.grad is None:
             of_block = Moments(gsnr.as_real(param).numel(), 0.0, 0.0, 0)
         raw = gsnr.g_snr(of_block, eps=eps, unbiased=unbiased) if of_block.measurable else UNLATCHED
@@ -153,7 +153,7 @@ def measure_blocks(
             f"gradients: none of the model's {len(blocks)} trainable parameters has a finite, non-zero one"
         )
     measured = Measurement(blocks, eps)
-    norm = math.sqrt(math.fsum(block.moments.total_sq for block in measured.latched))
+    norm = math.hypot(*(block.moments.norm for block in measured.latched))
     if scaler is None and norm >= LOOKS_SCALED:
         warn(
             f"gradients: their norm is {norm:.3g}, as after a loss that a GradScaler has scaled. Then lr and "

@@ -174,7 +174,7 @@ class GSNRRecorder:
                 "block": name,
                 "gsnr": gsnr.g_snr(of_block, eps=self.eps, unbiased=self.unbiased),
                 "norm": of_block.norm,
-                "sigma": of_block.variance(unbiased=self.unbiased) ** 0.5,
+                "sigma": of_block.deviation(unbiased=self.unbiased),
             }
             for (name, _), of_block in zip(present, moments, strict=True)
             if of_block.measurable

@@ -158,6 +158,10 @@ class Part(NamedTuple):
     n: int
     groups: tuple[ProcessGroup, ...]
 
+    def over(self, unit: float) -> Part:
+        """The part divided by a number, in float64."""
+        return self._replace(local=self.local.to(torch.promote_types(self.local.dtype, torch.float64)) / unit)
+
 
 def part_of(tensor: Tensor | Part, parts: int = 1, here: Tensor | None = None) -> Part:
     """The part of a tensor on this rank; or that of one of its `parts` equal parts, which is `here`."""

@@ -12,6 +12,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+# λ/G up to which decay and move take one pass: the kernel computes (λ/G) θ, which must not overflow.
+_LARGEST = 2.0**40
+
 
 @lru_cache(8)  # it is asked for every tensor
 def decay_of(λη: float, dtype: torch.dtype) -> float:
@@ -37,7 +40,7 @@ def sgd(
 
 def descend(θ: Tensor, m: Tensor, ηG: float, λη: float, maximize: bool = False) -> None:
     """θ ← θ (1 − λη) − ηG m, in place; λη as `decay_of` has it."""
-    if ηG == 0:  # not latched, or lr is 0: λ/G has no value
-        θ.mul_(1 - λη)
+    if λη <= ηG * _LARGEST:
+        sgd([θ], [m], [], ηG, 0.0, λη / ηG if λη else 0.0, maximize)
     else:
-        sgd([θ], [m], [], ηG, 0.0, λη / ηG, maximize)
+        sgd([θ.mul_(1 - λη)], [m], [], ηG, 0.0, 0.0, maximize)
