@@ -118,10 +118,11 @@ def plain_columns(
     divisors = divisors_of(of_params, group["normalize"])
     if UNLATCHED in raws or set(map(type, raws + divisors)) != {float} or min(divisors) <= 0:
         return None
-    momenta: list[Any] = [None] * len(params)
+    momenta: list[Any] = [state.get("momentum_buffer") for state in of_params]
     tensors = grads
-    if group["momentum"] != 0:  # laid out as its parameter
-        momenta = [state.get("momentum_buffer") for state in of_params]
+    # Without momentum a buffer may still be there, since it was switched off: m_t = g_t.
+    kept = group["momentum"] != 0 or any(m is not None for m in momenta)
+    if kept:  # laid out as its parameter
         tensors = grads + momenta
     elif any(map(is_spread, params)):
         return None
@@ -130,7 +131,7 @@ def plain_columns(
     if not all(dtype.is_floating_point for dtype in {grad.dtype for grad in grads}):
         return None
     in_8_bits = group["state_dtype"] == "8bit" or any("momentum_absmax" in state for state in of_params)
-    if in_8_bits and group["momentum"] != 0:
+    if in_8_bits and kept:
         absmaxes = list(map(absmax_in, of_params))
         narrow = [m.dtype == torch.int8 and m.is_contiguous() for m in momenta]
         if narrow != [a is not None for a in absmaxes]:
@@ -166,7 +167,7 @@ def blocks_of(index: int, param: Tensor, grad: Tensor, state: State, group: Grou
     """
     keys = gsnr_keys(group["split"])
     n = len(keys)
-    momentum: Tensor | None = state.get("momentum_buffer") if group["momentum"] != 0 else None
+    momentum: Tensor | None = state.get("momentum_buffer")
     absmax = absmax_in(state)
     m: Momentum
     if n == 1 and not param.is_complex() and absmax is None:

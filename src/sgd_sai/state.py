@@ -130,7 +130,7 @@ def create_buffers(state: State, param: Tensor, group: Group) -> None:
     """Add the buffers that a state lacks: the options may have changed, or the momentum not begun."""
     if lacks_momentum(state, group):
         create_momentum(state, param, group)
-    elif group["momentum"] != 0:
+    elif state.get("momentum_buffer") is not None:
         in_8_bits = state["momentum_buffer"].dtype == torch.int8
         if in_8_bits and absmax_in(state) is None:
             raise ValueError(

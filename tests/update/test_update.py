@@ -35,10 +35,10 @@ def drawn(mix: str) -> list[list[Tensor]]:
     return lists
 
 
-def tensors(mix: str, momentum: float) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
+def tensors(mix: str, kept: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
     params, grads, momenta = ([tensor.clone() for tensor in of_kind] for of_kind in drawn(mix))
     assert grads[3].stride() == drawn(mix)[1][3].stride() != grads[3].contiguous().stride()
-    return params, grads, momenta if momentum else [None] * len(params)
+    return params, grads, momenta if kept else [None] * len(params)
 
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
@@ -55,9 +55,11 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["float lr", "tensor lr"])
 def test_equals_the_reference(way: ModuleType, mix: str, lr: float | Tensor) -> None:
-    for momentum, weight_decay, maximize in itertools.product((0.0, 0.9), (0.0, 0.3), (False, True)):
+    # Where momentum was switched off there is still a buffer.
+    momenta = (0.0, False), (0.0, True), (0.9, True)
+    for (momentum, kept), weight_decay, maximize in itertools.product(momenta, (0.0, 0.3), (False, True)):
         options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "maximize": maximize}
-        expected, actual = tensors(mix, momentum), tensors(mix, momentum)
+        expected, actual = tensors(mix, kept), tensors(mix, kept)
         reference.update(*expected, SCALES, **options)
         way.update(*actual, SCALES, **options)
         torch.testing.assert_close(actual, expected, msg=lambda m, o=options: f"{o}: {m}")

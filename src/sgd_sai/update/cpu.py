@@ -47,6 +47,8 @@ def update(
     η = float(lr)
     tiny: dict[torch.dtype, list[int]] = {}
     others: dict[bool, list[int]] = {}
+    if momentum == 0:  # the kernel would write to no momentum
+        momenta = _replaced(momenta, grads, maximize)
     kept = [m for m in momenta if m is not None]
     sizes = list(map(Tensor.numel, params))
     if sizes != list(map(Tensor.numel, grads)) or (kept and sizes != list(map(Tensor.numel, kept))):
@@ -82,6 +84,15 @@ def update(
         (foreach if are_tiny else widened).update(
             *columns, lr=η, momentum=momentum, weight_decay=weight_decay, maximize=maximize, **options
         )
+
+
+def _replaced(momenta: Sequence[Tensor | None], grads: Sequence[Tensor], maximize: bool) -> list[None]:
+    """m_t = g_t where there is an m; no momenta."""
+    for m, g in zip(momenta, grads, strict=True):
+        if m is not None:
+            check_shapes(m, g)
+            m.copy_(-g if maximize else g)
+    return [None] * len(momenta)
 
 
 def _large(θ: Tensor, g: Tensor, m: Tensor | None, ηG: float, μ: float, λη: float, maximize: bool) -> None:
