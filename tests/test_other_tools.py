@@ -199,7 +199,7 @@ def test_a_given_momentum_with_measure_first_and_in_8_bits() -> None:
     given = torch.randn(70, 70)
     codes = Momentum8(torch.zeros(70, 70, dtype=torch.int8), torch.zeros(-(-4900 // 256)))
     codes.write(given)
-    optimizer.state[params[1]].update(momentum_buffer=codes.codes, momentum_absmax=codes.absmax)
+    optimizer.state[params[1]].update(momentum_buffer=codes.stored, momentum_absmax=codes.absmax)
     optimizer.state[params[2]]["momentum_buffer"] = torch.ones(9)
     step(params, optimizer, 0)
     step(params, optimizer, 1)
@@ -281,6 +281,8 @@ def test_begun_anew(anew: Callable[[SGDSaI], SGDSaI], options: dict[str, Any]) -
     fresh = [nn.Parameter(param.detach().clone()) for param in params]
     optimizer = anew(optimizer)
     other = SGDSaI(fresh, **{"lr": 0.1, **options})
+    # From it the bits follow by which momenta of few bits are rounded.
+    other.param_groups[0]["rounding_step"] = optimizer.param_groups[0]["rounding_step"]
     for which in (2, 3):
         step(params, optimizer, which)
         step(fresh, other, which)
@@ -348,6 +350,8 @@ def test_a_divisor_that_no_scale_has_is_not_believed(
     params = optimizer.param_groups[0]["params"]
     fresh = [nn.Parameter(param.detach().clone()) for param in params]
     other = SGDSaI(fresh, **{"lr": 0.1, **options})
+    # From it the bits follow by which momenta of few bits are rounded.
+    other.param_groups[0]["rounding_step"] = optimizer.param_groups[0]["rounding_step"]
     for which in (2, 3):
         step(params, optimizer, which)
         step(fresh, other, which)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress, repeat
+from itertools import compress, repeat, starmap
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from sgd_sai import gsnr
-from sgd_sai.distributed.layout import first_elements, is_spread, local, local_parts
+from sgd_sai.distributed.layout import first_elements, is_spread, local_parts
 from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.messages import name_of
 from sgd_sai.options import Group, check_param
-from sgd_sai.quantized import Momentum, Momentum8, absmax_in
+from sgd_sai.quantized import Momentum, Momentum8, Momentum16, absmax_in
 from sgd_sai.rounding import Noise, Rounding
 from sgd_sai.state import EMPTY, State, gsnr_keys, needs_compensation
+
+# The types of a momentum that an update rounds as a copy does.
+_PLAIN = {Tensor, type(None)}
 
 
 @dataclass(slots=True)
@@ -65,12 +68,12 @@ class Columns(NamedTuple):
     def parts(self) -> list[tuple[bool, Columns]]:
         """The blocks of few bits, True, and the others, False: each moves alike in whatever company.
 
-        Of few bits is a block whose momentum has 8, or whose parameter is not rounded to nearest.
+        Of few bits is a block whose momentum or parameter is not rounded to nearest.
         """
-        if Momentum8 not in map(type, self.momenta) and set(map(type, self.roundings)) == {type(None)}:
+        if set(map(type, self.momenta)) <= _PLAIN and set(map(type, self.roundings)) <= {type(None)}:
             return [(False, self)]
         narrow = [
-            type(m) is Momentum8 or rounding is not None
+            type(m) not in _PLAIN or rounding is not None
             for m, rounding in zip(self.momenta, self.roundings, strict=True)
         ]
         return [(kind, self._where([its is kind for its in narrow])) for kind in dict.fromkeys(narrow)]
@@ -131,14 +134,14 @@ def plain_columns(
     if not all(dtype.is_floating_point for dtype in {grad.dtype for grad in grads}):
         return None
     in_8_bits = group["state_dtype"] == "8bit" or any("momentum_absmax" in state for state in of_params)
-    if in_8_bits and kept:
+    if kept and (in_8_bits or torch.bfloat16 in {m.dtype for m in momenta}):
         absmaxes = list(map(absmax_in, of_params))
         narrow = [m.dtype == torch.int8 and m.is_contiguous() for m in momenta]
         if narrow != [a is not None for a in absmaxes]:
             return None
         if not all(a is None or a.is_contiguous() for a in absmaxes):
             return None
-        momenta = [m if a is None else Momentum8(m, a) for m, a in zip(momenta, absmaxes, strict=True)]
+        momenta = list(map(_momentum, momenta, absmaxes, map(Noise, places)))
     roundings = _plain_roundings(places, params, of_params, group)
     if roundings is None:
         return None
@@ -169,21 +172,28 @@ def blocks_of(index: int, param: Tensor, grad: Tensor, state: State, group: Grou
     n = len(keys)
     momentum: Tensor | None = state.get("momentum_buffer")
     absmax = absmax_in(state)
-    m: Momentum
-    if n == 1 and not param.is_complex() and absmax is None:
-        m = None if momentum is None else local(momentum)
-        [rounding] = _roundings(index, param, state, group, 1)
-        yield Block(local(param), local(grad), m, rounding, grad, state, keys[0], index)
-        return
     θs, gs = (map(gsnr.as_real, local_parts(tensor, n)) for tensor in (param, grad))
     ms: Iterator[Momentum] = repeat(None)
-    if momentum is not None and absmax is not None:
-        ms = Momentum8(momentum, absmax).parts(n)
-    elif momentum is not None:
-        ms = map(gsnr.as_real, local_parts(momentum, n))
+    if momentum is not None:
+        absmaxes = repeat(None) if absmax is None else local_parts(absmax, n)
+        of_parts = zip(local_parts(momentum, n), absmaxes, _noises(index, param, n), strict=False)
+        ms = starmap(_momentum, of_parts)
     roundings = _roundings(index, param, state, group, n)
     for θ, g, m, rounding, key in zip(θs, gs, ms, roundings, keys, strict=False):
         yield Block(θ, g, m, rounding, grad, state, key, index)
+
+
+def _momentum(stored: Tensor, absmax: Tensor | None, noise: Noise) -> Momentum:
+    """The momentum of a block from the tensors that its state has of it."""
+    if absmax is not None:
+        return Momentum8(stored, absmax, noise)
+    return Momentum16(stored, noise) if stored.dtype is torch.bfloat16 else gsnr.as_real(stored)
+
+
+def _noises(index: int, param: Tensor, parts: int) -> list[Noise]:
+    """That of each of the equal parts of a parameter."""
+    reals = 1 + param.is_complex()
+    return [Noise(index, reals * first) for first in first_elements(param, parts)]
 
 
 def _roundings(index: int, param: Tensor, state: State, group: Group, parts: int) -> Sequence[Rounding]:
@@ -191,7 +201,7 @@ def _roundings(index: int, param: Tensor, state: State, group: Group, parts: int
     if needs_compensation(param, group):
         return local_parts(state["compensation"], parts)
     if group["rounding"] == "stochastic" and param.dtype == torch.bfloat16:
-        return [Noise(index, first) for first in first_elements(param, parts)]
+        return _noises(index, param, parts)
     if group["rounding"] == "stochastic" and param.dtype == torch.float16:  # since a `model.half()`
         check_param(group, param, name_of(group, index))
     return [None] * parts

@@ -257,7 +257,9 @@ def _begun(latching: Sequence[tuple[Group, Sequence[Block]]]) -> set[int]:
 def _values(momentum: Momentum) -> Tensor:
     """A tensor that is zeros if the momentum is."""
     assert momentum is not None
-    return momentum.absmax if isinstance(momentum, Momentum8) else momentum
+    if isinstance(momentum, Momentum8):
+        return momentum.absmax
+    return momentum if isinstance(momentum, Tensor) else momentum.stored
 
 
 def _freeze(block: Block, raw: float, divisors: Mapping[str, float], group: Group, *, begun: bool) -> None:

@@ -16,7 +16,7 @@ from sgd_sai.blocks import plain_columns
 from sgd_sai.kernels.tables import capturing, on
 from sgd_sai.optimizer import SGDSaI
 from sgd_sai.options import OPTIONS, Group
-from sgd_sai.quantized import Momentum8
+from sgd_sai.quantized import noise_of, stored_in
 from sgd_sai.released import Released
 from sgd_sai.rounding import Noise, kind_of, next_step
 from sgd_sai.state import BUFFERS, NORMALIZERS, State
@@ -44,19 +44,20 @@ class PreparedStep:
         state: State,
         *,
         scale: float,
+        rounding: str,
         noise: Noise | None,
         buffers: Sequence[Tensor | None],
     ) -> None:
         """See `prepared`; `buffers` are the momentum, its absmax and the compensation."""
         θ: Tensor = group["params"][index]
-        m, _, c = buffers
+        m, _, _ = buffers
         self.released = Released(θ)
         self._scale = scale
         self._noise = noise
         self._device = θ.device
         assert θ.grad is not None
         dtypes = θ.dtype, θ.grad.dtype, None if m is None else m.dtype
-        self._launch = Alone(dtypes, kind_of(c if noise is None else noise), θ.numel())
+        self._launch = Alone(dtypes, rounding, θ.numel())
         there = [place for place, buffer in enumerate(buffers) if buffer is not None]
         self._keys = [BUFFERS[place] for place in there]
         self._columns = [0, 1, *(2 + place for place in there)]  # in the row of addresses
@@ -120,10 +121,17 @@ def prepared(optimizer: SGDSaI, group: Group, index: int) -> PreparedStep | None
     if columns is None:
         return None
     [_], [g], [m], [scale], [rounding] = columns
-    codes, absmax = (m.codes, m.absmax) if isinstance(m, Momentum8) else (m, None)
-    noise = rounding if isinstance(rounding, Noise) else None
+    stored, absmax = stored_in(m)
     c = rounding if isinstance(rounding, Tensor) else None
-    check_shapes(param, g, codes, c)
-    if any(copies(param, g, codes, absmax, c)):
+    check_shapes(param, g, stored, c)
+    if any(copies(param, g, stored, absmax, c)):
         return None
-    return PreparedStep(group, index, state, scale=scale, noise=noise, buffers=(codes, absmax, c))
+    return PreparedStep(
+        group,
+        index,
+        state,
+        scale=scale,
+        rounding=kind_of(rounding),
+        noise=noise_of(m, rounding),
+        buffers=(stored, absmax, c),
+    )

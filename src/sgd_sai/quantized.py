@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sgd_sai.distributed.layout import cuts, gathered, is_spread, local, local_parts, spread_as
 from sgd_sai.gsnr import as_real
+from sgd_sai.rounding import Noise, Rounding, bits_of_momentum, uniform
 
 #: Elements that share a scale.
 BLOCK = 256
@@ -32,30 +33,93 @@ SMALLEST = 4096
 WIDE = -1.0
 
 _LEVELS = 127
-_TINY = torch.finfo(torch.float32).tiny  # has a finite reciprocal
+_FIRST = Noise(0)
+# Below it, 127²/absmax would be beyond float32, and a momentum fades away.
+_TINY = torch.finfo(torch.float32).tiny * _LEVELS**2
+
+
+@dataclass(slots=True)
+class Momentum16:
+    """A momentum in bfloat16, rounded stochastically.
+
+    To nearest it would stay where it is once a step changes it by less than half of its last bit.
+    """
+
+    stored: Tensor
+    noise: Noise
+
+    def read(self) -> Tensor:
+        """The momentum as float32."""
+        return self.stored.float()
+
+    def write(self, momentum: Tensor, step: int | Tensor | None = None) -> None:
+        """Store `momentum`. A NaN may become a number: its weight is NaN already, and stays so.
+
+        Args:
+            momentum: of the shape of what is stored.
+            step: the number of the step, from which the bits follow; None rounds to nearest.
+        """
+        exact = momentum.float()
+        if step is not None:
+            drawn = bits_of_momentum(exact, self.noise, step)
+            exact = (exact.view(torch.int32) + drawn).bitwise_and_(-0x10000).view(torch.float32)
+        self.stored.copy_(exact)
+
+    def write_in_place(self, m: Tensor, drawn: Tensor) -> None:
+        """`write`, bit for bit, of a momentum that lies in memory as the stored one, and is lost afterwards.
+
+        Args:
+            m: float32.
+            drawn: `bits_of_momentum` for its elements.
+        """
+        upper = m.view(torch.int32).add_(drawn).bitwise_right_shift_(16)
+        self.stored.view(torch.int16).copy_(upper)
+
+    def piece(self, stored: Tensor, begin: int) -> Momentum16:
+        """The elements `stored` of it, from number `begin` on."""
+        return Momentum16(stored, self.noise.from_element(begin))
 
 
 @dataclass(slots=True)
 class Momentum8:
-    """A momentum in 8 bits: `codes`, int8 of the block's shape; `absmax`, float32, one for 256 of them.
+    """A momentum in 8 bits: `stored`, int8 of the block's shape; `absmax`, float32, one for 256 of them.
 
-    Both are contiguous. The shape of `absmax` does not matter.
+    Both are contiguous. The shape of `absmax` does not matter. A code q stands for absmax q |q| / 127². Codes
+    are rounded stochastically, with the right mean: to nearest, an element whose gradient has become zero
+    would keep its momentum for as long as another of its 256 has a large one.
     """
 
-    codes: Tensor
+    stored: Tensor
     absmax: Tensor
+    noise: Noise = _FIRST
 
     def read(self) -> Tensor:
         """The momentum as float32, contiguous, in the shape of the codes."""
-        codes = _in_blocks(self.codes.float())
+        codes = _in_blocks(self.stored.float())
         return self._shaped(codes * codes.abs() * (self.flat_absmax / _LEVELS**2).unsqueeze(1))
 
-    def write(self, momentum: Tensor) -> None:
-        """Encode `momentum`, of the codes' shape, in whatever order it lies in memory."""
+    def write(self, momentum: Tensor, step: int | Tensor | None = None) -> None:
+        """Encode `momentum`, of the codes' shape, in whatever order it lies in memory.
+
+        What is not finite is stored as 0: its weight is none either, for ever, and its 255 neighbours stay.
+
+        Args:
+            momentum: of any floating dtype.
+            step: the number of the step, from which the bits follow; None rounds to nearest.
+        """
         m = _in_blocks(momentum.float().contiguous())
+        m = torch.where(m.isfinite(), m, 0.0)
         torch.amax(m.abs(), dim=1, out=self.flat_absmax)
-        relative = m.abs().mul_(self.flat_absmax.clamp_min(_TINY).reciprocal_().unsqueeze(1))
-        self.codes.copy_(self._shaped(relative.sqrt_().mul_(_LEVELS).round_().mul_(m.sign())))
+        square = m.abs() * self._inverse
+        level = square.sqrt()
+        if step is None:
+            level.round_()
+        else:
+            level.floor_()
+            drawn = uniform(m, self.noise, step)
+            up = square - level * level - 2 * level * drawn > drawn
+            level = (level + up).clamp_max_(_LEVELS)
+        self.stored.copy_(self._shaped(level * m.sign()))
 
     def read_in_place(self, out: Tensor, spare: Tensor) -> Tensor:
         """`read`, bit for bit, of codes in one dimension; on the CPU in half the time.
@@ -63,24 +127,38 @@ class Momentum8:
         Args:
             out, spare: float32, as many as the codes in whole blocks. The momentum is written to the first.
         """
-        count = self.codes.numel()
+        count = self.stored.numel()
         # q |q| as integers of 16 bits: exact, and half the bytes of float32.
         square, size = spare.view(torch.int16).view(2, -1)[:, :count]
-        square.copy_(self.codes)
+        square.copy_(self.stored)
         out[:count].copy_(square.mul_(torch.abs(square, out=size)))
         out[count:].zero_()
         _in_blocks(out).mul_((self.flat_absmax / _LEVELS**2).unsqueeze(1))
         return out[:count]
 
-    def write_in_place(self, m: Tensor, spare: Tensor) -> None:
-        """`write`, bit for bit, of what `read_in_place` has filled; afterwards that is lost."""
-        rows = _in_blocks(torch.abs(m, out=spare))
+    def write_in_place(self, m: Tensor, level: Tensor, square: Tensor, drawn: Tensor) -> None:
+        """`write`, bit for bit, of what `read_in_place` has filled; afterwards that is lost.
+
+        Args:
+            m: float32, as many as the codes in whole blocks.
+            level, square: as m, of any values.
+            drawn: `uniform` for these elements, as many as m.
+        """
+        rows = _in_blocks(torch.abs(m, out=square))
         torch.amax(rows, dim=1, out=self.flat_absmax)
-        rows.mul_(self.flat_absmax.clamp_min(_TINY).reciprocal_().unsqueeze(1))
-        # 127 and the sign in one pass, as 0 + 127 √ sign.
-        zero = torch.zeros((), device=m.device)
-        torch.addcmul(zero, spare.sqrt_(), m.sign_(), value=_LEVELS, out=spare)
-        self.codes.copy_(spare.round_()[: self.codes.numel()])
+        if not self.flat_absmax.isfinite().all():
+            m.nan_to_num_(0.0, 0.0, 0.0)
+            torch.amax(torch.abs(m, out=square).view_as(rows), dim=1, out=self.flat_absmax)
+        rows.mul_(self._inverse)
+        torch.sqrt(square, out=level).floor_()
+        square.addcmul_(level, level, value=-1).addcmul_(level, drawn, value=-2)
+        level.add_(torch.gt(square, drawn, out=square)).mul_(m.sign_())
+        self.stored.copy_(level[: self.stored.numel()])
+
+    @property
+    def _inverse(self) -> Tensor:
+        """127² over the scale of each block, as a column."""
+        return (_LEVELS**2 / self.flat_absmax.clamp_min(_TINY)).unsqueeze(1)
 
     @property
     def flat_absmax(self) -> Tensor:
@@ -88,16 +166,42 @@ class Momentum8:
         return self.absmax.view(-1)
 
     def _shaped(self, blocks: Tensor) -> Tensor:
-        return blocks.view(-1)[: self.codes.numel()].view(self.codes.shape)
+        return blocks.view(-1)[: self.stored.numel()].view(self.stored.shape)
+
+    def piece(self, stored: Tensor, begin: int) -> Momentum8:
+        """The elements `stored` of it, from number `begin` on, a multiple of 256."""
+        first = begin // BLOCK
+        absmax = self.flat_absmax[first : first - (-stored.numel() // BLOCK)]
+        return Momentum8(stored, absmax, self.noise.from_element(begin))
 
     def parts(self, n: int) -> Iterator[Momentum8]:
-        """The n equal parts along dim 0, each of which has its own scales."""
-        for codes, absmax in zip(local_parts(self.codes, n), local_parts(self.absmax, n), strict=True):
+        """The n equal parts along dim 0, each of which has its own scales; to be read."""
+        for codes, absmax in zip(local_parts(self.stored, n), local_parts(self.absmax, n), strict=True):
             yield Momentum8(codes, absmax)
 
 
+#: The dtypes of a momentum that is rounded stochastically.
+FEW_BITS = (torch.int8, torch.bfloat16)
+
+#: A momentum of fewer bits than the arithmetic has, of which an update must know how it is rounded.
+FewBits = Momentum16 | Momentum8
+
 #: The momentum of a block, as an update takes it; None where momentum is 0.
-Momentum = Tensor | Momentum8 | None
+Momentum = Tensor | FewBits | None
+
+
+def stored_in(momentum: Momentum) -> tuple[Tensor | None, Tensor | None]:
+    """The tensors of a momentum: its elements, and its scales where it has 8 bits."""
+    if isinstance(momentum, FewBits):
+        return momentum.stored, momentum.absmax if isinstance(momentum, Momentum8) else None
+    return momentum, None
+
+
+def noise_of(momentum: Momentum, rounding: Rounding) -> Noise | None:
+    """From what the bits of a block follow, for its parameter and its momentum; None if it takes none."""
+    if isinstance(rounding, Noise):
+        return rounding
+    return momentum.noise if isinstance(momentum, FewBits) else None
 
 
 def real_shape(param: Tensor) -> tuple[int, ...]:
@@ -176,7 +280,7 @@ def read_whole(codes: Tensor, absmax: Tensor, split: int, *, is_complex: bool) -
     """
     whole = gathered(codes)
     momentum = Momentum8(whole.to(torch.int8).contiguous(), gathered(absmax).contiguous())
-    if not torch.equal(momentum.codes.to(whole.dtype), whole.contiguous()):
+    if not torch.equal(momentum.stored.to(whole.dtype), whole.contiguous()):
         raise ValueError("holds 'momentum_absmax', but no momentum in 8 bits")
     read = torch.cat([part.read() for part in momentum.parts(split)])
     return torch.view_as_complex(read) if is_complex else read

@@ -1,8 +1,10 @@
-"""How a parameter of 16 bits is rounded: to nearest, with compensation, or stochastically.
+"""How what has 16 bits is rounded: to nearest, with compensation, or stochastically.
 
-The bits of stochastic rounding are a hash of the step, the parameter's place in its group, and the element's
+The bits of stochastic rounding follow from the step, the parameter's place in its group, and the element's
 place in memory, or its index where the momentum has 8 bits. No generator has a part in it. So all replicas of
 a parameter are rounded alike, on whatever device they are, and a resumed run is the uninterrupted one.
+A step draws `PERIOD` numbers, by a hash, and takes them again and again, each parameter from another one on:
+on the CPU it would take longer to draw some for each element than to move it.
 """
 
 from __future__ import annotations
@@ -13,6 +15,11 @@ import torch
 from torch import Tensor
 
 from sgd_sai.options import Group
+
+#: Elements of a parameter, one after the other, that have bits of their own; even.
+PERIOD = 1 << 14
+# From one parameter of a group to the next; even, and far from a simple fraction of the period.
+_STRIDE = 10126
 
 
 class Noise(NamedTuple):
@@ -25,6 +32,15 @@ class Noise(NamedTuple):
 
     number: int
     first: int = 0
+
+    @property
+    def place(self) -> int:
+        """The place of the block's first element among the numbers of a step."""
+        return (self.number * _STRIDE + self.first) % PERIOD
+
+    def from_element(self, begin: int) -> Noise:
+        """That of the block's elements from number `begin` on."""
+        return Noise(self.number, self.first + begin)
 
 
 #: How a block is rounded. None: to nearest. A tensor: to nearest, and what that lost is kept there, in θ's
@@ -42,8 +58,6 @@ def kind_of(rounding: Rounding) -> str:
 def next_step(group: Group, compiling: bool, *, alone: bool) -> int | Tensor:
     """The number of this step, for the bits of stochastic rounding; a parameter alone does not count it."""
     last = group.get("rounding_step", 0)  # a group may have been made of the defaults alone
-    if group["rounding"] != "stochastic":
-        return 0
     # With lr = 0 nothing is rounded: torch.distributed.checkpoint takes such a step to create the state.
     alone = alone or (not isinstance(group["lr"], Tensor) and group["lr"] == 0)
     if group["capturable"] and group["params"] and not isinstance(last, Tensor):
@@ -62,19 +76,19 @@ def exactly(θ: Tensor, rounding: Rounding) -> Tensor:
     return wide + rounding if isinstance(rounding, Tensor) else wide
 
 
-def round_to(θ: Tensor, exact: Tensor, rounding: Rounding, step: int | Tensor) -> None:
+def round_to(
+    θ: Tensor, exact: Tensor, rounding: Rounding, step: int | Tensor, drawn: Tensor | None = None
+) -> None:
     """Write `exact` to θ, rounded.
 
     Args:
         θ, exact: of one shape; `exact` is float32 at least.
         rounding: see `Rounding`.
         step: the number of the step, of which `Noise` depends; an int64 tensor may be on θ's device.
+        drawn: `random_bits` for the elements, if somebody has them already.
     """
     if isinstance(rounding, Noise):
-        # A bfloat16 is the upper half of a float32: add a random lower half, then drop the lower half.
-        drawn = random_bits(exact, rounding, step)
-        up_or_down = (drawn + exact.view(torch.int32)).bitwise_and_(-0x10000).view(torch.float32)
-        θ.copy_(torch.where(exact.isnan(), exact, up_or_down))  # the sum could carry a NaN over to a zero
+        up_or_down(θ, exact, random_bits(exact, rounding, step) if drawn is None else drawn)
         return
     if exact is not θ:
         θ.copy_(exact)
@@ -99,19 +113,40 @@ def nearest_in_16_bits(exact: Tensor, dtype: torch.dtype) -> Tensor:
     return rounded
 
 
+def up_or_down(out: Tensor, exact: Tensor, drawn: Tensor) -> None:
+    """Write `exact`, float32, to `out`, bfloat16, rounded by 16 random bits for each element."""
+    # A bfloat16 is the upper half of a float32: add a random lower half, then drop the lower half.
+    rounded = (drawn + exact.view(torch.int32)).bitwise_and_(-0x10000).view(torch.float32)
+    out.copy_(torch.where(exact.isnan(), exact, rounded))  # the sum could carry a NaN over to a zero
+
+
+def uniform(like: Tensor, noise: Noise, step: int | Tensor) -> Tensor:
+    """A number in (0, 1) for each element of a dense tensor, float32, from `random_bits` for the momentum."""
+    return (bits_of_momentum(like, noise, step) + 0.5) * 2.0**-16
+
+
+def bits_of_momentum(like: Tensor, noise: Noise, step: int | Tensor) -> Tensor:
+    """As `random_bits`, for the momentum: of the hash that two elements share, each has the other half."""
+    return _drawn(like, noise, step, of_momentum=True)
+
+
 def random_bits(like: Tensor, noise: Noise, step: int | Tensor) -> Tensor:
     """16 random bits for each element of a dense tensor, as int32 in its shape and its order in memory.
 
-    Elements 2k and 2k + 1 of the parameter share a hash of 32 bits: its lower half, and its upper.
+    Numbers 2k and 2k + 1 of a step share a hash of 32 bits: its lower half, and its upper.
     """
+    return _drawn(like, noise, step, of_momentum=False)
+
+
+def _drawn(like: Tensor, noise: Noise, step: int | Tensor, *, of_momentum: bool) -> Tensor:
     count = step if isinstance(step, Tensor) else torch.full((), step, dtype=torch.int64, device=like.device)
     low, high = (part.to(like.device, torch.int32) for part in (count, count >> 32))
-    key = _mixed(_mixed(_mixed(high + _BEGIN) ^ noise.number) ^ low)
-    first, odd = divmod(noise.first, 2)
+    key = _mixed(_mixed(high + _BEGIN) ^ low)
+    first, odd = divmod(noise.place, 2)
     pair = torch.arange((odd + like.numel() + 1) // 2, dtype=torch.int32, device=like.device)
-    first = (first + (1 << 31)) % (1 << 32) - (1 << 31)  # as an int32
-    both = _mixed((pair + first) ^ key)
-    bits = torch.stack((both & 0xFFFF, both >> 16 & 0xFFFF), dim=1).view(-1)[odd : odd + like.numel()]
+    both = _mixed((pair + first & PERIOD // 2 - 1) ^ key)
+    halves = (both & 0xFFFF, both >> 16 & 0xFFFF)
+    bits = torch.stack(halves[::-1] if of_momentum else halves, dim=1).view(-1)[odd : odd + like.numel()]
     return bits.as_strided(like.shape, like.stride(), storage_offset=odd)
 
 

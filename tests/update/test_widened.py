@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sgd_sai import SGDSaI
-from sgd_sai.quantized import BLOCK, Momentum8
-from sgd_sai.rounding import Noise
+from sgd_sai.quantized import BLOCK, Momentum8, Momentum16, stored_in
+from sgd_sai.rounding import Noise, uniform
 from sgd_sai.update import cpu, quantized, reference, widened
 
 SHAPES = [(1300,), (40, 33), (3, 7, 10, 10)]
@@ -23,9 +23,9 @@ KINDS = list(itertools.product(("none", "16", "8", "32"), ("nearest", "stochasti
 Tensors = list[list[Any]]
 
 
-def in_8_bits(m: Tensor) -> Momentum8:
+def in_8_bits(m: Tensor, noise: Noise) -> Momentum8:
     codes = torch.zeros(m.shape, dtype=torch.int8)
-    held = Momentum8(codes, torch.zeros(-(-m.numel() // BLOCK)))
+    held = Momentum8(codes, torch.zeros(-(-m.numel() // BLOCK)), noise)
     held.write(m)
     return held
 
@@ -42,8 +42,11 @@ def tensors(dtype: torch.dtype, bits: str, rounding: str, order: str) -> Tensors
     elif order == "other":  # of the gradients
         gs[1] = gs[1].T.contiguous().T
     held: list[Any] = {
-        "none": [None] * 3, "16": [m.bfloat16() for m in ms], "8": [in_8_bits(m) for m in ms], "32": ms,
-    }[bits]  # fmt: skip
+        "none": [None] * 3,
+        "16": [Momentum16(m.bfloat16(), Noise(i, 300 * i)) for i, m in enumerate(ms)],
+        "8": [in_8_bits(m, Noise(i, 300 * i)) for i, m in enumerate(ms)],
+        "32": ms,
+    }[bits]
     how: list[Any] = {
         "nearest": [None] * 3,
         "stochastic": [Noise(i, 300 * i) for i in range(3)],
@@ -54,7 +57,7 @@ def tensors(dtype: torch.dtype, bits: str, rounding: str, order: str) -> Tensors
 
 def flat_states(of: Tensors) -> list[Tensor]:
     """What a momentum and a rounding keep."""
-    momenta = [t for m in of[2] for t in ([m.codes, m.absmax] if isinstance(m, Momentum8) else [m])]
+    momenta = [t for m in of[2] for t in stored_in(m)]
     return [t for t in [*momenta, *of[3]] if isinstance(t, Tensor)]
 
 
@@ -95,13 +98,13 @@ def test_equals_quantized(
 @pytest.mark.parametrize("count", [1, 255, 256, 257, 5000])
 @pytest.mark.parametrize("size", [1.0, 1e-38, 1e-45, 1e30], ids=str)
 def test_8_bits_in_place_are_those_of_the_definition(count: int, size: float) -> None:
-    """Bit for bit: every code with every kind of scale, and momenta that lie between two codes."""
+    """Bit for bit: every code with every kind of scale, between two codes, and what is not finite."""
     generator = torch.Generator().manual_seed(count)
     codes = torch.randint(-127, 128, (count,), generator=generator, dtype=torch.int8)
     absmax = torch.rand(-(-count // BLOCK), generator=generator) * size
     held = Momentum8(codes, absmax)
     filled = absmax.numel() * BLOCK
-    room = torch.full((2, filled), torch.nan)  # whatever was there before
+    room = torch.full((3, filled), torch.nan)  # whatever was there before
     read = held.read_in_place(room[0], room[1])
     assert torch.equal(read, held.read())
     halves = torch.arange(-127, 127).repeat(20)[:count] + 0.5
@@ -109,13 +112,15 @@ def test_8_bits_in_place_are_those_of_the_definition(count: int, size: float) ->
         torch.randn(count, generator=generator) * size,
         halves.abs() * halves * size,  # the square of what lies halfway between codes, and its sign
         torch.zeros(count),
+        torch.full((count,), size).index_fill(0, torch.tensor([0, count // 2]), torch.nan),
+        torch.full((count,), -size).index_fill(0, torch.tensor([0, count // 2]), torch.inf),
     ):
         expected = Momentum8(torch.empty_like(codes), torch.empty_like(absmax))
-        expected.write(m)
+        expected.write(m, step=7)
         read.copy_(m)
-        held.write_in_place(room[0], room[1])
+        held.write_in_place(*room, uniform(room[0], Noise(0), 7))
         assert torch.equal(held.absmax, expected.absmax)
-        assert torch.equal(held.codes, expected.codes)
+        assert torch.equal(held.stored, expected.stored)
 
 
 def test_autograd_notices_what_a_step_has_written() -> None:

@@ -1,7 +1,7 @@
 """One step of Algorithm 1 as a Triton kernel: one pass over θ, g and m, whatever their bits.
 
-Each program moves one chunk of one tensor. The arithmetic is that of `update.reference`, momentum in 8 bits
-is that of `quantized.Momentum8`, and rounding is that of `rounding.round_to`.
+Each program moves one chunk of one tensor. The arithmetic is that of `update.reference`, momentum of fewer
+bits is that of `quantized`, and rounding is that of `rounding.round_to`.
 """
 
 # Triton's language has no types for mypy, and none of its own but tl.constexpr.
@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from sgd_sai.quantized import BLOCK
+from sgd_sai.rounding import PERIOD
 
 TYPES = {
     torch.float16: tl.float16,
@@ -23,10 +24,12 @@ TYPES = {
 }
 
 _QUANTUM = tl.constexpr(BLOCK)  # elements that share a scale of a momentum in 8 bits
-_LEVELS = tl.constexpr(127.0)
-_TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
+_SQUARE = tl.constexpr(127.0**2)
+_TINY = tl.constexpr(torch.finfo(torch.float32).tiny * 127**2)
 _HALF_EVEN = tl.constexpr(1.5 * 2**23)
 _SIGN = tl.constexpr(-(2**31))  # the bit of a float32
+_ONE = tl.constexpr(0x3F800000)  # the bits of 1.0
+_PAIRS = tl.constexpr(PERIOD // 2)
 
 
 @triton.jit
@@ -55,7 +58,7 @@ def step(
         sizes: int64 (tensors,), elements.
         addresses: int64 (tensors, 5), of θ, g, m, m's absmax and θ's compensation, in bytes.
         scales: float64 (tensors,), G̃.
-        places: int64 (tensors, 2), `rounding.Noise` of the tensors, or None.
+        places: int64 (tensors,), `rounding.Noise.place` of the tensors; None if none takes random bits.
         factors: float64 (2,), μ and λ.
         lr: η, one element of any floating dtype.
         count: int64, one element, the number of the step, of which the noise depends.
@@ -88,9 +91,9 @@ def step(
         sign = (sign / tl.load(grad_scale).to(tl.float64)).to(wide)
     key = 0
     first = start
-    if rounding == "stochastic":
-        key = _key(tl.load(count), tl.load(places + 2 * tensor))
-        first += tl.load(places + 2 * tensor + 1)
+    if rounding == "stochastic" or m_type == tl.int8 or m_type == tl.bfloat16:
+        key = _key(tl.load(count))
+        first += tl.load(places + tensor)
 
     _chunk(
         tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3), tl.load(at + 4), start, left,
@@ -108,7 +111,6 @@ _NUMBERS = [
     "c_address",
     "size",
     "count",
-    "number",
     "first",
 ]
 
@@ -117,19 +119,19 @@ _NUMBERS = [
 def step_alone(
     θ_address: tl.int64, g_address: tl.int64, m_address: tl.int64, absmax_address: tl.int64,
     c_address: tl.int64, size: tl.int64, sign: tl.float32, rate: tl.float32, decayed: tl.float32,
-    ηG: tl.float32, count: tl.int64, number: tl.int64, first: tl.int64,
+    ηG: tl.float32, count: tl.int64, first: tl.int64,
     θ_type: tl.constexpr, g_type: tl.constexpr, m_type: tl.constexpr,
     rounding: tl.constexpr, chunk_size: tl.constexpr,
 ):  # fmt: skip
     """Move one tensor, not of float64, as `step` does, whose tables are numbers here.
 
-    `rate` is 1 − μ, `decayed` 1 − λη, and the noise's place is `number` and `first`. The types are fixed, so
+    `rate` is 1 − μ, `decayed` 1 − λη, and `first` the noise's place. The types are fixed, so
     that a kernel which was compiled for some numbers fits all.
     """
     start = tl.program_id(0).to(tl.int64) * chunk_size
     key = 0
-    if rounding == "stochastic":
-        key = _key(count.to(tl.int64), number)
+    if rounding == "stochastic" or m_type == tl.int8 or m_type == tl.bfloat16:
+        key = _key(count.to(tl.int64))
     _chunk(
         θ_address.to(tl.int64), g_address.to(tl.int64), m_address.to(tl.int64),
         absmax_address.to(tl.int64), c_address.to(tl.int64), start, size - start,
@@ -181,6 +183,9 @@ def _move(
         c_at = _pointer(c_address, θ_type, alignment) + start + elements
         θ += tl.load(c_at, mask).to(wide)
 
+    if rounding == "stochastic" or m_type == tl.int8 or m_type == tl.bfloat16:
+        bits, of_momentum = _random(first, key, alignment, chunk_size)
+
     m = tl.load(g_at, mask).to(wide) * sign
     if m_type is not None:
         g = m
@@ -195,18 +200,21 @@ def _move(
         # As torch.lerp: each form is exact at its own end, and exactly g where m = g.
         m = tl.where(rate < 0.5, m, g) + tl.where(rate < 0.5, rate, rate - 1.0) * (g - m)
         if m_type == tl.int8:
-            held = m.to(tl.float32) if mask is None else tl.where(mask, m.to(tl.float32), 0.0)
-            absmax = _absmax(held)
+            held = m.to(tl.float32)
+            held = tl.where(tl.abs(held) < float("inf"), held, 0.0)
+            if mask is not None:
+                held = tl.where(mask, held, 0.0)
+            absmax = tl.max(tl.abs(held), 1)
             tl.store(absmax_at, absmax, in_use)
-            tl.store(m_at, _encoded(held, absmax), mask)
+            tl.store(m_at, _encoded(held, absmax, of_momentum), mask)
+        elif m_type == tl.bfloat16:
+            raised = m.to(tl.float32).to(tl.uint32, bitcast=True) + of_momentum
+            tl.store(m_at, _upper_half(raised), mask)
         else:
             tl.store(m_at, m.to(m_type), mask)
 
     θ = θ * decayed - ηG * m
-    if rounding == "stochastic":
-        rounded = _up_or_down(θ, _random(first, key, alignment, chunk_size))
-    else:
-        rounded = θ.to(θ_type)
+    rounded = _up_or_down(θ, bits) if rounding == "stochastic" else θ.to(θ_type)
     tl.store(θ_at, rounded, mask)
     if rounding == "kahan":
         tl.store(c_at, (θ - rounded.to(wide)).to(θ_type), mask)
@@ -219,56 +227,56 @@ def _pointer(address, dtype: tl.constexpr, alignment: tl.constexpr):
 
 @triton.jit
 def _decoded(codes, absmax):
-    return codes * tl.abs(codes) * tl.div_rn(absmax, _LEVELS * _LEVELS)[:, None]
+    return codes * tl.abs(codes) * tl.div_rn(absmax, _SQUARE)[:, None]
 
 
 @triton.jit
-def _absmax(m):
-    """The largest |m| of each row, NaN where there is one."""
-    return tl.reduce(tl.abs(m), 1, _larger)
-
-
-@triton.jit
-def _larger(a, b):
-    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def _encoded(m, absmax):
-    relative = tl.abs(m) * tl.div_rn(1.0, tl.maximum(absmax, _TINY))[:, None]
-    root = tl.sqrt(relative).to(tl.int32, bitcast=True)
-    level = (root | m.to(tl.int32, bitcast=True) & _SIGN).to(tl.float32, bitcast=True) * _LEVELS
-    # The last bits of a float32 near 1.5 · 2²³ are an integer, rounded half to even, in two's complement.
-    return (level + _HALF_EVEN).to(tl.int32, bitcast=True).to(tl.int8)
+def _encoded(m, absmax, bits):
+    """The codes of m, up or down by 16 random bits."""
+    square = tl.abs(m) * tl.div_rn(_SQUARE, tl.maximum(absmax, _TINY))[:, None]
+    # The last bits of a float32 near 1.5 · 2²³ are an integer, rounded half to even. A level that is one too
+    # low by that goes up in any case.
+    level = tl.sqrt(square) - 0.5 + _HALF_EVEN - _HALF_EVEN
+    drawn = ((bits << 7).to(tl.int32) | _ONE).to(tl.float32, bitcast=True) - (1.0 - 2.0**-17)  # as `uniform`
+    up = square - level * level - 2.0 * level * drawn > drawn
+    level = tl.where(up, level + 1.0, level).to(tl.int32, bitcast=True)
+    signed = (level | m.to(tl.int32, bitcast=True) & _SIGN).to(tl.float32, bitcast=True)
+    return (signed + _HALF_EVEN).to(tl.int32, bitcast=True).to(tl.int8)
 
 
 @triton.jit
 def _up_or_down(θ, bits):
     """θ as a bfloat16 above or below, by 16 random bits; what is none stays none."""
     whole = θ.to(tl.uint32, bitcast=True)
-    return (tl.where(θ == θ, whole + bits, whole) >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return _upper_half(tl.where(θ == θ, whole + bits, whole))
+
+
+@triton.jit
+def _upper_half(bits):
+    return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
 
 
 @triton.jit
 def _random(first, key, alignment: tl.constexpr, chunk_size: tl.constexpr):
-    """16 bits for each element from `first` on, as in `rounding.random_bits`: two of them share a hash."""
+    """16 bits for each element from `first` on, and 16 others for its momentum, as in `rounding`."""
     rows = tl.arange(0, chunk_size // _QUANTUM)[:, None]
     if alignment == 16:
         pairs = rows * (_QUANTUM // 2) + tl.arange(0, _QUANTUM // 2)[None, :]
-        both = _mixed(((first >> 1).to(tl.uint32) + pairs.to(tl.uint32)) ^ key)
+        both = _mixed((((first >> 1).to(tl.uint32) + pairs.to(tl.uint32)) & (_PAIRS - 1)) ^ key)
         bits = tl.interleave(both & 0xFFFF, both >> 16)
+        others = tl.interleave(both >> 16, both & 0xFFFF)
     else:
         places = first + rows * _QUANTUM + tl.arange(0, _QUANTUM)[None, :]
-        both = _mixed((places >> 1).to(tl.uint32) ^ key)
+        both = _mixed(((places >> 1).to(tl.uint32) & (_PAIRS - 1)) ^ key)
         bits = tl.where(places % 2 == 0, both & 0xFFFF, both >> 16)
-    return bits
+        others = tl.where(places % 2 == 0, both >> 16, both & 0xFFFF)
+    return bits, others
 
 
 @triton.jit
-def _key(count, number):
+def _key(count):
     """As in `rounding.random_bits`."""
     key = _mixed((count >> 32).to(tl.uint32) + 0x1E3779B9)
-    key = _mixed(key ^ number.to(tl.uint32))
     return _mixed(key ^ count.to(tl.uint32))
 
 

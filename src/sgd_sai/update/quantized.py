@@ -1,4 +1,4 @@
-"""Algorithm 1 on momentum of 8 bits and parameters that are not rounded to nearest: the reference, widened.
+"""Algorithm 1 on momenta and parameters that are not rounded to nearest: the reference, widened.
 
 A piece at a time is read into float32, moved by the for-loop, and written back in its few bits. The blocks of
 a momentum in 8 bits follow the index of an element. A tensor that lies in memory in another order is copied
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgd_sai.quantized import BLOCK, Momentum, Momentum8
+from sgd_sai.quantized import BLOCK, FewBits, Momentum, Momentum8, stored_in
 from sgd_sai.rounding import Noise, Rounding, exactly, round_to
 from sgd_sai.update import reference
 from sgd_sai.update.pieces import pieces, pieces_by_index, put_back
@@ -61,10 +61,10 @@ def move(
 ) -> None:
     """Move one piece, by the reference on float32."""
     exact = exactly(θ, rounding)
-    m32 = m.read() if isinstance(m, Momentum8) else m
+    m32 = m.read() if isinstance(m, FewBits) else m
     reference.update([exact], [g], [m32], [G], **options)
-    if isinstance(m, Momentum8) and m32 is not None:
-        m.write(m32)
+    if isinstance(m, FewBits) and m32 is not None:
+        m.write(m32, step)
     round_to(θ, exact, rounding, step)
 
 
@@ -72,8 +72,8 @@ def pieces_of(
     size: int, θ: Tensor, g: Tensor, m: Momentum, rounding: Rounding
 ) -> Iterator[tuple[Tensor, Tensor, Momentum, Any]]:
     """Pieces of a block, of `size` elements, a multiple of 256; those that are copies are put back."""
-    codes = m.codes if isinstance(m, Momentum8) else m
-    tensors: Any = θ, g, codes, rounding if isinstance(rounding, Tensor) else None
+    stored, _ = stored_in(m)
+    tensors: Any = θ, g, stored, rounding if isinstance(rounding, Tensor) else None
     contiguous = all(tensor is None or tensor.is_contiguous() for tensor in tensors)
     by_index = isinstance(m, Momentum8) and not contiguous
     if torch.compiler.is_compiling():
@@ -87,12 +87,9 @@ def pieces_of(
         size = size // rows * rows or size
     begin = 0
     for θ_, g_, m_, c_ in (pieces_by_index if by_index else pieces)(size, *tensors):
-        momentum = m_
-        if isinstance(m, Momentum8):
-            first = begin // BLOCK
-            momentum = Momentum8(m_, m.flat_absmax[first : first - (-m_.numel() // BLOCK)])
+        momentum = m.piece(m_, begin) if isinstance(m, FewBits) else m_
         if isinstance(rounding, Noise):
-            c_ = Noise(rounding.number, rounding.first + begin)
+            c_ = rounding.from_element(begin)
         yield θ_, g_, momentum, c_
         if by_index:
             put_back(θ_, θ, begin)

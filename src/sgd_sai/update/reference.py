@@ -24,8 +24,8 @@ def update(
     Args:
         params: θ, real tensors of any floating dtype.
         grads: g, of θ's shape; never modified.
-        momenta: m, of θ's shape, updated in place; None where momentum is 0, and was. At a block's first step m
-            holds the gradient already, so that m₁ = g₁.
+        momenta: m, of θ's shape, updated in place; None where momentum is 0, and always was. At a block's
+            first step m holds the gradient already, so that m₁ = g₁.
         scales: G̃ᵢ, or the raw G_snrᵢ where the group is not normalised; 0 for a block without one.
         lr: η, a float or a 0-dim tensor.
         momentum: μ.

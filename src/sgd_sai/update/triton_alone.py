@@ -51,7 +51,7 @@ class Alone:
         # Of NumPy's few bits a product would be rounded to those.
         η, μ, λ = float(lr), float(momentum), float(weight_decay)
         numbers = (-1.0 if maximize else 1.0, 1.0 - μ, 1.0 - λ * η, η * scale, step)
-        launched = self._launch(*addresses, self._size, *numbers, *(noise or (0, 0)), *self._kinds)
+        launched = self._launch(*addresses, self._size, *numbers, noise.place if noise else 0, *self._kinds)
         # To look for the kernel takes Triton as long as all the rest. Since its types are fixed, it stays.
         if not self._is_compiled and launched is not None and _takes_all_arguments():
             self._launch = launched[self._grid]  # type: ignore[index]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sgd_sai.kernels import tables
 from sgd_sai.kernels.tables import Table, capturing, order, upload
-from sgd_sai.quantized import Momentum, Momentum8
+from sgd_sai.quantized import FEW_BITS, Momentum, noise_of, stored_in
 from sgd_sai.rounding import Noise, Rounding, kind_of
 from sgd_sai.update.pieces import check_shapes
 from sgd_sai.update.triton_alone import CHUNK, Alone
@@ -79,17 +79,16 @@ class _Operands:
         roundings: Sequence[Rounding],
     ) -> None:
         self.blocks = len(params)
-        codes: Sequence[Any] = momenta
-        absmaxes: Sequence[Tensor | None] = [None] * self.blocks
-        if Momentum8 in map(type, momenta):
-            codes = [m.codes if isinstance(m, Momentum8) else m for m in momenta]
-            absmaxes = [m.absmax if isinstance(m, Momentum8) else None for m in momenta]
-        losses: Sequence[Any] = roundings
-        self.noises: Sequence[Noise | None] = [None] * self.blocks
-        if Noise in map(type, roundings):
-            losses = [None if isinstance(of, Noise) else of for of in roundings]
-            self.noises = [of if isinstance(of, Noise) else None for of in roundings]
-        self.tensors: list[Tensor | None] = [*params, *grads, *codes, *absmaxes, *losses]
+        none: Sequence[Any] = [None] * self.blocks
+        stored, absmaxes, losses, self.noises = momenta, none, none, none
+        self.roundings: Sequence[str] = ["nearest"] * self.blocks
+        if not set(map(type, momenta)) | set(map(type, roundings)) <= {Tensor, type(None)}:
+            stored, absmaxes = zip(*map(stored_in, momenta), strict=True)
+            self.noises = list(map(noise_of, momenta, roundings))
+        if any(rounding is not None for rounding in roundings):
+            losses = [of if isinstance(of, Tensor) else None for of in roundings]
+            self.roundings = list(map(kind_of, roundings))
+        self.tensors: list[Any] = [*params, *grads, *stored, *absmaxes, *losses]
         self.given = [tensor for tensor in self.tensors if tensor is not None]
 
     def of_block(self, place: int) -> list[Tensor | None]:
@@ -111,6 +110,7 @@ class _Operands:
             in_order,
             [tensor.device for tensor in self.given[: self.blocks]],
             self.noises,
+            self.roundings,
         )
 
     def addresses(self) -> list[int]:
@@ -135,7 +135,7 @@ class _Operands:
             assert θ is not None
             assert g is not None
             check_shapes(θ, g, m, c)
-            kind = θ.device, θ.dtype, g.dtype, m is None or m.dtype, c is None, self.noises[place] is None
+            kind = θ.device, θ.dtype, g.dtype, m is None or m.dtype, self.roundings[place]
             if θ.numel() > 0:
                 alike.setdefault(kind, []).append(place)
         return [_Launch(self, places) for places in alike.values()]
@@ -146,12 +146,11 @@ class _Launch:
 
     def __init__(self, operands: _Operands, places: list[int]) -> None:
         blocks: list[Any] = [operands.of_block(place) for place in places]
-        θ, g, m, _, c = blocks[0]
-        noises = [operands.noises[place] for place in places]
+        θ, g, m, _, _ = blocks[0]
         self.places = places
         self.device = θ.device
         self.dtypes = θ.dtype, g.dtype, None if m is None else m.dtype
-        self.rounding = kind_of(c if noises[0] is None else noises[0])
+        self.rounding = operands.roundings[places[0]]
         self.alone: Alone | None = None
         # One tensor needs no tables. Its factors go in as float32.
         if len(places) == 1 and θ.dtype != torch.float64:
@@ -160,7 +159,8 @@ class _Launch:
         self.sizes = upload(sizes, self.device)
         self.chunks = upload(tables.chunks_of(sizes, CHUNK), self.device)
         self.noises = None
-        if noises[0] is not None:
+        if self.rounding == "stochastic" or self.dtypes[2] in FEW_BITS:
+            noises = [(operands.noises[place] or Noise(0)).place for place in places]
             self.noises = upload(torch.tensor(noises, dtype=torch.int64, device="cpu"), self.device)
         self.addresses = Table(torch.int64, self.device)
         self.scales = Table(torch.float64, self.device)
