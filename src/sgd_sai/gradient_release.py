@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sgd_sai import first_gradient
-from sgd_sai.distributed.layout import laid_out_as
+from sgd_sai.distributed.layout import laid_out_as, part_of
 from sgd_sai.gsnr import Moments, check_dense, measure
-from sgd_sai.messages import name_of, warn
+from sgd_sai.messages import given_name, name_of, warn
 from sgd_sai.optimizer import SGDSaI
 from sgd_sai.options import Group
 from sgd_sai.prepared import PreparedStep, prepared
@@ -72,7 +72,8 @@ class GradientRelease:
         elif group["measure_first"]:
             grad = cast(Tensor, param.grad)
             check_dense([(name_of(group, index), grad)])
-            [self._measured[param]] = measure([[laid_out_as(grad, param)]])
+            part = part_of(laid_out_as(grad, param), name=given_name(group, index))
+            [self._measured[param]] = measure([[part]])
         else:
             return  # the block's scale needs gradients that are still to come; `step` moves it
         param.grad = Released(param)

@@ -169,23 +169,37 @@ def measure(blocks: Sequence[Sequence[Tensor | Part]]) -> list[Moments]:
     Tensors may differ in dtype and device. Sums are taken in float64 where the device has it; the host
     waits for each device once, however many blocks there are. The sums of a tensor do not depend on the
     others. A DTensor is measured as a whole, by one all-reduce for each group of ranks, in which every rank
-    of the group must take part.
+    of the group must take part, with the same blocks.
+
+    Raises:
+        ValueError: the ranks of a group measure other blocks, or in another order; on each of these ranks.
+    """
+    return measure_with_momenta(blocks, [[None] * len(block) for block in blocks])[0]
+
+
+@torch.no_grad()
+def measure_with_momenta(
+    blocks: Sequence[Sequence[Tensor | Part]], momenta: Sequence[Sequence[Tensor | None]]
+) -> tuple[list[Moments], list[list[bool]]]:
+    """What `measure` returns; and of each momentum, if it has an element that is not 0, on any rank.
+
+    Args:
+        blocks: see `measure`.
+        momenta: for each tensor of a block a real one that is laid out alike, its part on this rank. For None
+            the answer is that of the other ranks; they need not have None for the same ones.
     """
     parts = [[part_of(gradient) for gradient in block] for block in blocks]
-    by_device: dict[torch.device, list[tuple[int, Part]]] = {}
-    for index, block in enumerate(parts):
-        for part in block:
-            by_device.setdefault(part.local.device, []).append((index, part))
-    sums = torch.zeros(len(blocks), 3, dtype=torch.float64, device="cpu")
-    for placed in by_device.values():
-        rows = _sums_of_all([as_real(part.local) for _, part in placed])
-        rows = sum_over_ranks(rows, [part.groups for _, part in placed])
-        indices = torch.tensor([index for index, _ in placed], device="cpu")
-        sums.index_add_(0, indices, rows.to("cpu", torch.float64))
-    return [
-        Moments(sum(part.n for part in block), total, total_sq, int(nonzero))
-        for block, (total, total_sq, nonzero) in zip(parts, sums.tolist(), strict=True)
-    ]
+    every = [part for block in parts for part in block]
+    rows = sum_over_ranks(_sums_of_parts(every, [m for block in momenta for m in block]), every)
+    sums = iter(rows.to("cpu", torch.float64).tolist())
+    measured = [[(part.n, next(sums)) for part in block] for block in parts]
+    return (
+        [
+            combined([Moments(n, total, sq, int(nonzero)) for n, (total, sq, nonzero, _) in of])
+            for of in measured
+        ],
+        [[bool(held) for _, (*_, held) in of] for of in measured],
+    )
 
 
 def hold_something(tensors: Sequence[Tensor | Part | None]) -> list[bool]:
@@ -196,6 +210,28 @@ def hold_something(tensors: Sequence[Tensor | Part | None]) -> list[bool]:
     given = [tensor for tensor in tensors if tensor is not None]
     moments = iter(measure([[tensor] for tensor in given]) if given else [])
     return [tensor is not None and next(moments).total_sq != 0.0 for tensor in tensors]
+
+
+def _sums_of_parts(parts: Sequence[Part], momenta: Sequence[Tensor | None]) -> Tensor:
+    """(Σg, Σg², elements of g ≠ 0, elements of m ≠ 0) on this rank, of shape (parts, 4).
+
+    They are where the gradients are, so that ranks sum them there; on the CPU if that is several devices.
+    """
+    by_device: dict[torch.device, list[int]] = {}
+    for place, part in enumerate(parts):
+        by_device.setdefault(part.local.device, []).append(place)
+    several = len(by_device) != 1
+    rows = torch.zeros(len(parts), 4, dtype=torch.float64, device="cpu")
+    for places in by_device.values():
+        sums = _sums_of_all([as_real(parts[i].local) for i in places])
+        sums = torch.nn.functional.pad(sums, (0, 1))
+        held = [(row, m) for row, i in enumerate(places) if (m := momenta[i]) is not None]
+        if held:
+            sums[[row for row, _ in held], 3] = _sums_of_all([m for _, m in held])[:, 2]
+        if not several:
+            return sums
+        rows[places] = sums.to("cpu", torch.float64)
+    return rows
 
 
 def _sums_of_all(gradients: Sequence[Tensor]) -> Tensor:

@@ -14,6 +14,7 @@ from sgd_sai import advice, checkpoint, first_gradient
 from sgd_sai.blocks import Columns, columns_of
 from sgd_sai.cuda_graph import check_capture
 from sgd_sai.distributed.collectives import check_group, raised_together
+from sgd_sai.distributed.layout import Part
 from sgd_sai.gather import gather
 from sgd_sai.given_scales import check_names
 from sgd_sai.gsnr import Rule
@@ -117,6 +118,7 @@ class SGDSaI(Optimizer):
     process_group: ProcessGroup | None = None
     _plain = False  # whether tensors were given that are no nn.Parameter
     _has_scales = False  # whether a block of this rank had a scale; `first_gradient.normalizers` asks
+    _unmet: list[Part] | None = None  # None: to be looked up, see `meeting`
 
     def __init__(
         self,
@@ -184,6 +186,7 @@ class SGDSaI(Optimizer):
             param_group.update(UNKNOWN)  # it may know those of another optimizer
             first_gradient.knows_normalizers(self)  # or raises, before anything has changed
         super().add_param_group(param_group)
+        self._unmet = None
         if (known := self.normalizers) != UNKNOWN:
             first_gradient.tell(self.param_groups, known)
         self._plain |= not all(isinstance(p, nn.Parameter) for p in self.param_groups[-1]["params"])
@@ -228,8 +231,10 @@ class SGDSaI(Optimizer):
         check_capture(groups)
         if self.defaults["differentiable"]:
             check_leaves(groups)
-        gathered = [(group, gather(self, group, index)) for group in groups]
-        first_gradient.latch(self, [(g, blocks) for g, blocks in gathered if isinstance(blocks, list)])
+        with first_gradient.told_to_others(self):
+            gathered = [(group, gather(self, group, index)) for group in groups]
+        lists = [(group, blocks) for group, blocks in gathered if isinstance(blocks, list)]
+        first_gradient.latch(self, lists, alone=alone is not None)
         collected = []
         for group, blocks in gathered:
             step = next_step(group, compiling, alone=alone is not None)
@@ -304,6 +309,7 @@ class SGDSaI(Optimizer):
         if self.defaults.keys() & UNKNOWN.keys():  # it was pickled as a whole, before there were such states
             checkpoint.renew(self)
         self._tables = {}
+        self._unmet = None
         self._has_scales = has_scales(self.param_groups, self.state)
         remember(self)
 
