@@ -15,6 +15,7 @@ from sgd_sai.blocks import Columns, columns_of
 from sgd_sai.cuda_graph import check_capture
 from sgd_sai.distributed.collectives import check_group, raised_together
 from sgd_sai.distributed.layout import Part
+from sgd_sai.distributed.wrappers import group_of_zero
 from sgd_sai.gather import gather
 from sgd_sai.given_scales import check_names
 from sgd_sai.gsnr import Rule
@@ -92,7 +93,8 @@ class SGDSaI(Optimizer):
         process_group: the ranks over which the maximum is taken, if each holds other parameters of the model
             (pipeline or expert parallelism). Until the maximum is known, every `step` of every rank joins one
             collective, also without gradients; afterwards none does. It is no part of the state: a copied or
-            unpickled optimizer has None until you set `optimizer.process_group`.
+            unpickled optimizer has None until you set `optimizer.process_group`. None is the group of a
+            `ZeroRedundancyOptimizer` where one makes the optimizer.
 
     The tutorial listing is ``unbiased=True, measure_first=True``; release 1.0.3 is
     ``normalize=False, unbiased=True, weight_decay=1e-2``.
@@ -164,7 +166,9 @@ class SGDSaI(Optimizer):
             "rounding": rounding,
         }
         self._tables: dict[tuple[int, int, bool], dict[str, Any]] = {}  # of addresses on a GPU; no state
-        if process_group is not None:
+        if process_group is None:
+            process_group = group_of_zero()
+        else:
             check_group(process_group)
         self.process_group = process_group
         with raised_together(process_group):
