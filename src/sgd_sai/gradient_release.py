@@ -176,13 +176,16 @@ def gradient_release(model: nn.Module, optimizer: SGDSaI) -> GradientRelease:
 
     Groups may be added, and parameters frozen or unfrozen: what changes counts from the next `step` on.
 
+    It lasts as long as the optimizer, and keeps neither that nor the model alive. Where a model outlives its
+    optimizer, gradients stay from then on.
+
     Args:
         model: every parameter that requires a gradient must be in the optimizer.
         optimizer: with `measure_first=True`, gradients never exist together; without, they do in the first
             step.
 
     Returns:
-        A handle; `remove()` ends it.
+        A handle, which need not be kept; `remove()` ends it.
 
     Raises:
         ValueError: the optimizer lacks a parameter of the model, or that is a `DistributedDataParallel`.

@@ -439,6 +439,10 @@ def not_averaged_at_first() -> None:
             assert all("each rank has measured a gradient of its own" in message for message in told)
 
 
+def test_gradients_that_are_not_averaged_at_first() -> None:
+    world(RANKS, not_averaged_at_first)
+
+
 def share() -> slice:
     each = BATCH // dist.get_world_size()
     return slice(dist.get_rank() * each, (dist.get_rank() + 1) * each)

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 #: The rows of one all-reduce. Its size is the same whatever a rank sends: where sizes differ, backends hang
 #: or mix the numbers. Rows beyond it follow in a second one, when the ranks are known to agree.
 CAPACITY = 2048
-# Of the digest of what a rank sends. Each is 0 or 1, so that the sum of equal ones is 0 or the number of
-# ranks, and that of others is neither, on every rank and in any dtype.
-_BITS = 48
+#: Of the digest of what a rank sends. Each is 0 or 1, so that the sum of equal ones is 0 or the number of
+#: ranks, and that of others is neither, on every rank and in any dtype.
+BITS = 48
 # What a rank sends as each bit if another group has disagreed: no sum of these and of bits looks right.
 _TOLD = 0.5
 
@@ -49,8 +49,8 @@ def sum_over_ranks(rows: Tensor, parts: Sequence[Part]) -> Tensor:
         device = _device(group, rows.device)
         bits = _digest(whats).to(device, rows.dtype) + _TOLD * told.to(device)
         first, others = places[:CAPACITY], places[CAPACITY:]
-        sent = torch.zeros(_BITS + CAPACITY * rows.size(1), dtype=rows.dtype, device=device)
-        begin, end = _BITS, _BITS + len(first) * rows.size(1)
+        sent = torch.zeros(BITS + CAPACITY * rows.size(1), dtype=rows.dtype, device=device)
+        begin, end = BITS, BITS + len(first) * rows.size(1)
         sent[:begin], sent[begin:end] = bits, rows[first].to(device).flatten()
         torch.distributed.all_reduce(sent, group=group)
         told = ((sent[:begin] != 0) & (sent[:begin] != group.size())).any().to(rows.device)
@@ -84,9 +84,9 @@ def _in_order(parts: Sequence[Part]) -> list[ProcessGroup]:
 
 
 def _digest(whats: Sequence[str]) -> Tensor:
-    """The bits of a hash of what a rank has, of shape (_BITS,)."""
-    number = int.from_bytes(blake2b("\n".join(whats).encode(), digest_size=_BITS // 8).digest(), "big")
-    return torch.tensor([number >> place & 1 for place in range(_BITS)])
+    """The bits of a hash of what a rank has, of shape (BITS,)."""
+    number = int.from_bytes(blake2b("\n".join(whats).encode(), digest_size=BITS // 8).digest(), "big")
+    return torch.tensor([number >> place & 1 for place in range(BITS)])
 
 
 def _check(agreements: Sequence[tuple[ProcessGroup, Tensor, list[str]]]) -> None:
