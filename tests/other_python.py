@@ -98,6 +98,7 @@ def run() -> dict[str, Any]:
     import torch.distributed as dist
 
     from sgd_sai.distributed.collectives import sum_over_ranks
+    from sgd_sai.distributed.layout import Part
 
     found = {"python": sys.version.split()[0], "torch": torch.__version__, **import_all()}
     truth = trained(foreach=False, fused=False)
@@ -109,7 +110,7 @@ def run() -> dict[str, Any]:
     narrow = {"dtype": torch.bfloat16, "state_dtype": "8bit", "rounding": "stochastic"}
     assert all(math.isfinite(p.float().norm().item()) for p in trained(**narrow))
     rows = torch.rand(2, 3)
-    assert torch.equal(sum_over_ranks(rows.clone(), [(), ()]), rows)
+    assert torch.equal(sum_over_ranks(rows.clone(), [Part(row, 3, ()) for row in rows]), rows)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
     torch.testing.assert_close(trained(mesh=mesh), truth)

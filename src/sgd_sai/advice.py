@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from sgd_sai.distributed.wrappers import trains_apart
 from sgd_sai.gsnr import UNLATCHED, Moments
 from sgd_sai.messages import listed, name_of, warn
-from sgd_sai.options import Group
+from sgd_sai.options import Group, is_given
 from sgd_sai.several_optimizers import warn_of_parts
 from sgd_sai.state import is_unlatched
 
@@ -64,6 +65,7 @@ def of_latched(optimizer: SGDSaI, measured: Together, gsnr_max: float, *, first:
     _of_small_deviations(optimizer, measured, latched, first)
     if first:
         _of_unlatched(optimizer)
+        _of_gradients_apart(optimizer, measured.groups)
         warn_of_parts(optimizer)
     else:
         _of_capped(optimizer, measured, latched, gsnr_max)
@@ -95,6 +97,20 @@ def _of_unlatched(optimizer: SGDSaI) -> None:
             f"SGDSaI: {len(waiting)} parameter(s), {share}, met no finite, non-zero gradient in the first "
             f"step; each is scaled when it does{', by the maximum of the others' * capped}: "
             f"{listed(name for name, _ in waiting)}. LoRA's A and zero-initialised layers do this."
+        )
+
+
+def _of_gradients_apart(optimizer: SGDSaI, groups: Sequence[Group]) -> None:
+    measures = any(
+        group["normalize"] == "rms" or not (is_given(group["scale"]) or group["scale"] == "sqrt_d")
+        for group in groups
+    )
+    if measures and trains_apart() and _once(optimizer, "apart"):
+        warn(
+            "SGDSaI: the averager of PostLocalSGDOptimizer has no warmup_steps, so each rank has measured a "
+            "gradient of its own, and keeps its own scales. Average the gradients of the first step over all "
+            "ranks (warmup_steps and start_localSGD_iter of 1 or more), or give all ranks the same "
+            "scale=measure_scales(model, loss)"
         )
 
 

@@ -9,7 +9,8 @@ G_snr.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor
@@ -18,12 +19,13 @@ from sgd_sai import advice, gsnr
 from sgd_sai.blocks import Block, start_momentum
 from sgd_sai.cuda_graph import capturing
 from sgd_sai.distributed.collectives import gather_over_ranks
-from sgd_sai.distributed.layout import part_of
+from sgd_sai.distributed.layout import Part, part_of
 from sgd_sai.given_scales import given_gsnr
 from sgd_sai.gsnr import LARGEST, UNLATCHED, Moments, has_data
-from sgd_sai.messages import name_of
+from sgd_sai.meeting import meeting
+from sgd_sai.messages import given_name, name_of
 from sgd_sai.options import Group, is_given
-from sgd_sai.quantized import Momentum, Momentum8
+from sgd_sai.quantized import Momentum, Momentum8, stored_in
 from sgd_sai.state import (
     UNKNOWN,
     create_gsnr,
@@ -45,49 +47,52 @@ if TYPE_CHECKING:
 _Member = TypeVar("_Member")
 
 
-def latch(optimizer: SGDSaI, gathered: Sequence[tuple[Group, Sequence[Block]]]) -> None:
+def latch(
+    optimizer: SGDSaI, gathered: Sequence[tuple[Group, Sequence[Block]]], *, alone: bool = False
+) -> None:
     """Give a scale to every unlatched block whose gradient allows it; `Block.rests` tells who stays.
 
     Args:
         optimizer: the one that steps; its groups are told the normalisers.
         gathered: the blocks that have a gradient in this step, group by group.
+        alone: True if they are those of one parameter, which moves inside backward.
 
     With a process group this is collective while the normalisers are unknown: every rank must call it, with
-    blocks or without.
+    blocks or without. The same holds for the ranks that share DTensors while all these are without a scale.
 
     Raises:
         RuntimeError: a CUDA graph is being captured, in which the host cannot wait for a measurement; or
             gradients have no data that could be measured.
-        ValueError: a scale rule gives no positive, finite number; no state has changed.
+        ValueError: a scale rule gives no positive, finite number; or ranks that share DTensors have gradients
+            for others. No state has changed.
     """
     unlatched = [
         (group, members)
         for group, blocks in gathered
         for members in _measured_together([block for block in blocks if block.gsnr == UNLATCHED], group)
     ]
-    if not unlatched and (optimizer.process_group is None or knows_normalizers(optimizer)):
+    beside = [] if alone or capturing() else meeting(optimizer)
+    if not unlatched and not beside and (optimizer.process_group is None or knows_normalizers(optimizer)):
         return
     if capturing():
         raise RuntimeError(
             f"SGDSaI: {len(unlatched)} block(s) without a scale in a CUDA graph capture, which cannot wait "
             "for their gradients; step until all are latched, then capture"
         )
-    moments = _measure(unlatched)
-    # Every scale is known before the first is written: a rule that raises leaves the state as it was.
-    raws = [
-        _raw_gsnr(optimizer, group, members[0].index, of_block)
-        for (group, members), of_block in zip(unlatched, moments, strict=True)
-    ]
+    with told_to_others(optimizer):
+        moments, begun = _measure(unlatched, beside)
+        # Every scale is known before the first is written: a rule that raises leaves the state as it was.
+        raws = [
+            _raw_gsnr(optimizer, group, members[0].index, of_block)
+            for (group, members), of_block in zip(unlatched, moments, strict=True)
+        ]
     divisors, first = _normalizers(optimizer, raws, moments)
-    begun = _begun(
-        [(group, members) for (group, members), raw in zip(unlatched, raws, strict=True) if raw != UNLATCHED]
-    )
-    for (group, members), of_block, raw in zip(unlatched, moments, raws, strict=True):
-        for member in members:
+    for (group, members), of_block, raw, goes_on in zip(unlatched, moments, raws, begun, strict=True):
+        for member, begins in zip(members, goes_on, strict=True):
             if raw == UNLATCHED:
                 member.rests = not of_block.finite  # a gradient of zeros still decays the block
             else:
-                _freeze(member, raw, divisors, group, begun=id(member) in begun)
+                _freeze(member, raw, divisors, group, begun=begins)
     together = advice.Together(
         [group for group, _ in unlatched],
         raws,
@@ -139,6 +144,7 @@ def measure_again(optimizer: SGDSaI) -> None:
                     state[key] = UNLATCHED
             state.update(UNKNOWN)
     optimizer._has_scales = False
+    optimizer._unmet = None
 
 
 def normalizers(optimizer: SGDSaI) -> dict[str, float]:
@@ -169,6 +175,19 @@ def knows_normalizers(optimizer: SGDSaI) -> bool:
     return normalizers(optimizer)["gsnr_max"] != UNLATCHED
 
 
+@contextmanager
+def told_to_others(optimizer: SGDSaI) -> Iterator[None]:
+    """If this rank raises before it has told its normalisers, the others of its process group raise too."""
+    try:
+        yield
+    except Exception as error:
+        # After a RuntimeError, as of a collective that has failed, no other one can be relied on.
+        group = None if isinstance(error, RuntimeError) else optimizer.process_group
+        if group is not None and not knows_normalizers(optimizer):
+            gather_over_ranks([math.nan] * 3, group)
+        raise
+
+
 def can_step_alone(optimizer: SGDSaI, group: Group) -> bool:
     """True if a parameter of the group needs no gradient but its own for its scale.
 
@@ -186,14 +205,32 @@ def _measured_together(members: list[_Member], group: Group) -> list[list[_Membe
     return [[member] for member in members]
 
 
-def _measure(unlatched: Sequence[tuple[Group, Sequence[Block]]]) -> list[Moments]:
-    """The moments of blocks; where gradients have no data, of gradients that are not zero."""
-    parts = [
-        [part_of(member.whole_grad, group["split"], member.grad) for member in members]
-        for group, members in unlatched
-    ]
+def _part(group: Group, member: Block) -> Part:
+    """The gradient of a block, as it is on this rank."""
+    name = given_name(group, member.index)
+    name = f"{member.key} of {name}" if name and group["split"] > 1 else name
+    return part_of(member.whole_grad, group["split"], member.grad, name)
+
+
+def _measure(
+    unlatched: Sequence[tuple[Group, Sequence[Block]]], beside: Sequence[Part]
+) -> tuple[list[Moments], list[list[bool]]]:
+    """The moments of blocks, and for each of their members if its momentum goes on.
+
+    Such a momentum was given by the user, or is kept by `measure_again`. One of zeros waits for its first
+    gradient. Where gradients have no data, they are taken for others than zero.
+
+    Args:
+        unlatched: groups, and the blocks of each that are measured together.
+        beside: what is measured without a block; see `meeting`.
+    """
+    parts = [[_part(group, member) for member in members] for group, members in unlatched]
     if all(has_data(member.grad) for _, members in unlatched for member in members):
-        return gsnr.measure(parts)
+        momenta = [[None if m.fresh else _values(m.momentum) for m in members] for _, members in unlatched]
+        moments, begun = gsnr.measure_with_momenta(
+            [*parts, *([part] for part in beside)], [*momenta, *([None] for _ in beside)]
+        )
+        return moments[: len(parts)], begun[: len(parts)]
     for group, members in unlatched:
         if group["normalize"] == "rms" or not (is_given(group["scale"]) or group["scale"] == "sqrt_d"):
             raise RuntimeError(
@@ -201,7 +238,8 @@ def _measure(unlatched: Sequence[tuple[Group, Sequence[Block]]]) -> list[Moments
                 "FakeTensorMode), so no g-SNR can be measured; allowed: scale='sqrt_d' or scales by name, "
                 "and normalize not 'rms'; `sgd-sai memory` tells what a step needs"
             )
-    return [Moments(sum(part.n for part in of_block), 0.0, 1.0, 0) for of_block in parts]
+    moments = [Moments(sum(part.n for part in of_block), 0.0, 1.0, 0) for of_block in parts]
+    return moments, [[False] * len(of_block) for of_block in parts]
 
 
 def _raw_gsnr(optimizer: SGDSaI, group: Group, index: int, moments: Moments) -> float:
@@ -239,27 +277,9 @@ def _by_rule(optimizer: SGDSaI, group: Group, index: int, moments: Moments) -> f
     return raw
 
 
-def _begun(latching: Sequence[tuple[Group, Sequence[Block]]]) -> set[int]:
-    """The ids of those blocks whose momentum goes on.
-
-    It was given by the user, or is kept by `measure_again`. A momentum of zeros waits for its first gradient.
-    """
-    given = [
-        (group, member)
-        for group, members in latching
-        for member in members
-        if not member.fresh and member.momentum is not None and has_data(member.grad)
-    ]
-    held = [part_of(member.whole_grad, group["split"], _values(member.momentum)) for group, member in given]
-    return {id(member) for (_, member), holds in zip(given, gsnr.hold_something(held), strict=True) if holds}
-
-
-def _values(momentum: Momentum) -> Tensor:
-    """A tensor that is zeros if the momentum is."""
-    assert momentum is not None
-    if isinstance(momentum, Momentum8):
-        return momentum.absmax
-    return momentum if isinstance(momentum, Tensor) else momentum.stored
+def _values(momentum: Momentum) -> Tensor | None:
+    """A tensor that is zeros if the momentum is; None if there is none."""
+    return momentum.absmax if isinstance(momentum, Momentum8) else stored_in(momentum)[0]
 
 
 def _freeze(block: Block, raw: float, divisors: Mapping[str, float], group: Group, *, begun: bool) -> None:
@@ -307,6 +327,11 @@ def _first_normalizers(
     if process_group is not None:
         of_ranks = gather_over_ranks(of_ranks[0], process_group)
     largest, norms, nonzero = zip(*of_ranks, strict=True)
+    if failed := [rank for rank, of_rank in enumerate(largest) if math.isnan(of_rank)]:
+        raise ValueError(
+            f"process_group: its rank {failed[0]} has raised an error in this step, and says which; no rank "
+            "has moved"
+        )
     if max(largest) == UNLATCHED:
         return UNKNOWN.copy()
     # Of gradients without data it is not known.

@@ -188,42 +188,58 @@ def measure(blocks: Sequence[Sequence[Tensor | Part]]) -> list[Moments]:
     Tensors may differ in dtype and device. Sums are taken in float64 where the device has it; the host
     waits for each device once, however many blocks there are. The sums of a tensor do not depend on the
     others. A DTensor is measured as a whole, by one all-reduce for each group of ranks, in which every rank
-    of the group must take part.
+    of the group must take part, with the same blocks.
+
+    Raises:
+        ValueError: the ranks of a group measure other blocks, or in another order; on each of these ranks.
+    """
+    return measure_with_momenta(blocks, [[None] * len(block) for block in blocks])[0]
+
+
+@torch.no_grad()
+def measure_with_momenta(
+    blocks: Sequence[Sequence[Tensor | Part]], momenta: Sequence[Sequence[Tensor | None]]
+) -> tuple[list[Moments], list[list[bool]]]:
+    """What `measure` returns; and of each momentum, if it has an element that is not 0, on any rank.
+
+    Args:
+        blocks: see `measure`.
+        momenta: for each tensor of a block a real one that is laid out alike, its part on this rank. For None
+            the answer is that of the other ranks; they need not have None for the same ones.
     """
     parts = [[part_of(gradient) for gradient in block] for block in blocks]
-    moments = _measured(parts)
-    for unit in (1 / _UNIT, _UNIT):  # all ranks have the same sums, and so the same places
-        places = [i for i, of in enumerate(moments) if _fits_better_in(unit, of, parts[i])]
-        again = _measured([[part.over(unit) for part in parts[i]] for i in places])
-        for place, of_block in zip(places, again, strict=True):
-            if of_block.measurable:
-                moments[place] = of_block._replace(unit=unit)
-    return moments
+    every = [part for block in parts for part in block]
+    moments, held = _moments_of_parts(every, [m for block in momenta for m in block])
+    for unit in (1 / _UNIT, _UNIT):  # ranks have the same sums, and so the same places
+        places = [i for i, part in enumerate(every) if _fits_better_in(unit, moments[i], part)]
+        if places:
+            again, _ = _moments_of_parts([every[i].over(unit) for i in places], [None] * len(places))
+            for i, of_part in zip(places, again, strict=True):
+                moments[i] = of_part._replace(unit=unit) if of_part.measurable else moments[i]
+    of_parts, helds = iter(moments), iter(held)
+    return (
+        [combined([next(of_parts) for _ in block]) for block in parts],
+        [[next(helds) for _ in block] for block in parts],
+    )
 
 
-def _fits_better_in(unit: float, of_block: Moments, parts: Sequence[Part]) -> bool:
-    """True if the sums of a block's squares are beyond float64, but not in this unit."""
-    if all(part.local.dtype not in (torch.float64, torch.complex128) for part in parts):
-        return False
-    return of_block.total_sq == math.inf if unit > 1 else of_block.total_sq < _UNDERFLOW
-
-
-def _measured(parts: Sequence[Sequence[Part]]) -> list[Moments]:
-    """`measure`, as far as the squares are within float64."""
-    by_device: dict[torch.device, list[tuple[int, Part]]] = {}
-    for index, block in enumerate(parts):
-        for part in block:
-            by_device.setdefault(part.local.device, []).append((index, part))
-    sums = torch.zeros(len(parts), 3, dtype=torch.float64, device="cpu")
-    for placed in by_device.values():
-        rows = _sums_of_all([as_real(part.local) for _, part in placed])
-        rows = sum_over_ranks(rows, [part.groups for _, part in placed])
-        indices = torch.tensor([index for index, _ in placed], device="cpu")
-        sums.index_add_(0, indices, rows.to("cpu", torch.float64))
-    return [
-        Moments(sum(part.n for part in block), total, total_sq, int(nonzero))
-        for block, (total, total_sq, nonzero) in zip(parts, sums.tolist(), strict=True)
+def _moments_of_parts(
+    parts: Sequence[Part], momenta: Sequence[Tensor | None]
+) -> tuple[list[Moments], list[bool]]:
+    """The moments of each part, as far as its squares are within float64; and if the momentum holds any."""
+    rows = sum_over_ranks(_sums_of_parts(parts, momenta), parts).to("cpu", torch.float64).tolist()
+    moments = [
+        Moments(part.n, total, total_sq, int(nonzero))
+        for part, (total, total_sq, nonzero, _) in zip(parts, rows, strict=True)
     ]
+    return moments, [held != 0.0 for *_, held in rows]
+
+
+def _fits_better_in(unit: float, of_part: Moments, part: Part) -> bool:
+    """True if the sum of a part's squares is beyond float64, but not in this unit."""
+    if part.local.dtype not in (torch.float64, torch.complex128):
+        return False
+    return of_part.total_sq == math.inf if unit > 1 else of_part.total_sq < _UNDERFLOW
 
 
 def hold_something(tensors: Sequence[Tensor | Part | None]) -> list[bool]:
@@ -234,6 +250,28 @@ def hold_something(tensors: Sequence[Tensor | Part | None]) -> list[bool]:
     given = [tensor for tensor in tensors if tensor is not None]
     moments = iter(measure([[tensor] for tensor in given]) if given else [])
     return [tensor is not None and next(moments).total_sq != 0.0 for tensor in tensors]
+
+
+def _sums_of_parts(parts: Sequence[Part], momenta: Sequence[Tensor | None]) -> Tensor:
+    """(Σg, Σg², elements of g ≠ 0, elements of m ≠ 0) on this rank, of shape (parts, 4).
+
+    They are where the gradients are, so that ranks sum them there; on the CPU if that is several devices.
+    """
+    by_device: dict[torch.device, list[int]] = {}
+    for place, part in enumerate(parts):
+        by_device.setdefault(part.local.device, []).append(place)
+    several = len(by_device) != 1
+    rows = torch.zeros(len(parts), 4, dtype=torch.float64, device="cpu")
+    for places in by_device.values():
+        sums = _sums_of_all([as_real(parts[i].local) for i in places])
+        sums = torch.nn.functional.pad(sums, (0, 1))
+        held = [(row, m) for row, i in enumerate(places) if (m := momenta[i]) is not None]
+        if held:
+            sums[[row for row, _ in held], 3] = _sums_of_all([m for _, m in held])[:, 2]
+        if not several:
+            return sums
+        rows[places] = sums.to("cpu", torch.float64)
+    return rows
 
 
 def _sums_of_all(gradients: Sequence[Tensor]) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sgd_sai import gsnr
+from sgd_sai.distributed.layout import part_of
 from sgd_sai.gsnr import check_dense
 from sgd_sai.messages import listed, warn
 
@@ -53,7 +54,10 @@ def measure_scales(
     grads = torch.autograd.grad(value, list(named.values()), allow_unused=True)
     found = [torch.zeros_like(p) if g is None else g for p, g in zip(named.values(), grads, strict=True)]
     check_dense((f"parameter {name!r}", gradient) for name, gradient in zip(named, found, strict=True))
-    moments = dict(zip(named, gsnr.measure([[gradient] for gradient in found]), strict=True))
+    parts = [
+        [part_of(gradient, name=f"parameter {name!r}")] for name, gradient in zip(named, found, strict=True)
+    ]
+    moments = dict(zip(named, gsnr.measure(parts), strict=True))
     guessed = [name for name, of_block in moments.items() if not of_block.measurable]
     if guessed:
         warn(

@@ -21,10 +21,16 @@ _LIBRARIES = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)
 
 def name_of(group: dict[str, Any], index: int) -> str:
     """How a message calls a parameter: its name where the optimizer was given names, else its place."""
-    names = group.get("param_names", ())
-    if index < len(names):  # a parameter may have been appended to the list of a group
-        return f"parameter {names[index]!r}"
+    if (name := given_name(group, index)) is not None:
+        return name
     return f"parameter {index} of its group, of {shape_of(group['params'][index])}"
+
+
+def given_name(group: dict[str, Any], index: int) -> str | None:
+    """The same where the optimizer was given names, else None: ranks may have others at a place."""
+    names = group.get("param_names", ())
+    # A parameter may have been appended to the list of a group.
+    return f"parameter {names[index]!r}" if index < len(names) else None
 
 
 def shape_of(param: Tensor) -> str:

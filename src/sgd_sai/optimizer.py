@@ -14,6 +14,8 @@ from sgd_sai import advice, checkpoint, first_gradient
 from sgd_sai.blocks import Columns, columns_of
 from sgd_sai.cuda_graph import check_capture
 from sgd_sai.distributed.collectives import check_group, raised_together
+from sgd_sai.distributed.layout import Part
+from sgd_sai.distributed.wrappers import group_of_zero
 from sgd_sai.gather import gather
 from sgd_sai.given_scales import check_names
 from sgd_sai.gsnr import Rule
@@ -91,7 +93,8 @@ class SGDSaI(Optimizer):
         process_group: the ranks over which the maximum is taken, if each holds other parameters of the model
             (pipeline or expert parallelism). Until the maximum is known, every `step` of every rank joins one
             collective, also without gradients; afterwards none does. It is no part of the state: a copied or
-            unpickled optimizer has None until you set `optimizer.process_group`.
+            unpickled optimizer has None until you set `optimizer.process_group`. None is the group of a
+            `ZeroRedundancyOptimizer` where one makes the optimizer.
 
     The tutorial listing is ``unbiased=True, measure_first=True``; release 1.0.3 is
     ``normalize=False, unbiased=True, weight_decay=1e-2``.
@@ -117,6 +120,7 @@ class SGDSaI(Optimizer):
     process_group: ProcessGroup | None = None
     _plain = False  # whether tensors were given that are no nn.Parameter
     _has_scales = False  # whether a block of this rank had a scale; `first_gradient.normalizers` asks
+    _unmet: list[Part] | None = None  # None: to be looked up, see `meeting`
 
     def __init__(
         self,
@@ -162,7 +166,9 @@ class SGDSaI(Optimizer):
             "rounding": rounding,
         }
         self._tables: dict[tuple[int, int, bool], dict[str, Any]] = {}  # of addresses on a GPU; no state
-        if process_group is not None:
+        if process_group is None:
+            process_group = group_of_zero()
+        else:
             check_group(process_group)
         self.process_group = process_group
         with raised_together(process_group):
@@ -184,6 +190,7 @@ class SGDSaI(Optimizer):
             param_group.update(UNKNOWN)  # it may know those of another optimizer
             first_gradient.knows_normalizers(self)  # or raises, before anything has changed
         super().add_param_group(param_group)
+        self._unmet = None
         if (known := self.normalizers) != UNKNOWN:
             first_gradient.tell(self.param_groups, known)
         self._plain |= not all(isinstance(p, nn.Parameter) for p in self.param_groups[-1]["params"])
@@ -228,8 +235,10 @@ class SGDSaI(Optimizer):
         check_capture(groups)
         if self.defaults["differentiable"]:
             check_leaves(groups)
-        gathered = [(group, gather(self, group, index)) for group in groups]
-        first_gradient.latch(self, [(g, blocks) for g, blocks in gathered if isinstance(blocks, list)])
+        with first_gradient.told_to_others(self):
+            gathered = [(group, gather(self, group, index)) for group in groups]
+        lists = [(group, blocks) for group, blocks in gathered if isinstance(blocks, list)]
+        first_gradient.latch(self, lists, alone=alone is not None)
         collected = []
         for group, blocks in gathered:
             step = next_step(group, compiling, alone=alone is not None)
@@ -304,6 +313,7 @@ class SGDSaI(Optimizer):
         if self.defaults.keys() & UNKNOWN.keys():  # it was pickled as a whole, before there were such states
             checkpoint.renew(self)
         self._tables = {}
+        self._unmet = None
         self._has_scales = has_scales(self.param_groups, self.state)
         remember(self)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from sgd_sai.distributed.collectives import BITS, CAPACITY
 from sgd_sai.memory import load, plan
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +56,7 @@ def traffic(name: str) -> Iterator[str]:
 def latch(name: str) -> Iterator[str]:
     n, k = numbers(name)
     for g in GPUS:
-        once = 2 * (g - 1) / g * 24 * k
+        once = 2 * (g - 1) / g * 8 * (BITS + 4 * CAPACITY)
         step = (g - 1) / g * (2 * 2 * n + 4 * n)
         yield f"| {name} | {k} | {g} | {once / 1e3:.1f} kB | {step / GB:.2f} GB | {once / step:.0e} |"
 

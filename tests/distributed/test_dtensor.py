@@ -273,12 +273,14 @@ def step_beside_the_whole(options: dict[str, Any], dtype: torch.dtype) -> None:
             assert ops.count == 0
         for p, q in zip(plain, shared, strict=True):
             assert scales_of(optimizer, q) == pytest.approx(scales_of(truth, p), rel=1e-9)
+    # A momentum in 16 bits is rounded by bits that follow rows: a shard of columns takes others.
+    near = {"rtol": 0.05, "atol": 5e-3} if "state_dtype" in options else {}
     for p, q in zip(plain, shared, strict=True):
-        torch.testing.assert_close(whole(q), p.detach())
+        torch.testing.assert_close(whole(q), p.detach(), **near)
         if options.get("momentum") != 0:
             momentum = optimizer.state[q]["momentum_buffer"]
             assert momentum.placements == q.placements
-            torch.testing.assert_close(whole(momentum), truth.state[p]["momentum_buffer"])
+            torch.testing.assert_close(whole(momentum), truth.state[p]["momentum_buffer"], **near)
 
 
 def scales_of(optimizer: SGDSaI, param: nn.Parameter) -> list[float]:

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from world import world
 
 from sgd_sai import SGDSaI, gradient_release
+from sgd_sai.quantized import read_whole
 
 #: The mesh, the shape, how it is cut, and how its gradient is.
 CUT: dict[str, Any] = {
@@ -93,13 +94,26 @@ def beside_the_whole(options: dict[str, Any], dtype: torch.dtype) -> None:
         kept, state = truth.state[p], optimizer.state[q]
         assert state["momentum_buffer"].placements == q.placements
         assert isinstance(state.get("momentum_absmax"), DTensor) == (state_dtype == "8bit")
+        found = {key: whole(state[key]) for key in {"momentum_buffer", "momentum_absmax"} & kept.keys()}
+        assert all(kept[key].any() for key in found)
+        if Shard(1) in placements and state_dtype is not None:  # the bits of rounding follow rows
+            a_code = 0.05 * float(momentum_in(kept, kept).abs().max())
+            assert_close(momentum_in(state, found), momentum_in(kept, kept), rtol=0, atol=a_code)
+            assert_close(whole(q), p.detach(), rtol=0.05, atol=0.2 * a_code)
+            continue
         # Wide tensors are rounded otherwise in pieces of another size.
         same = assert_equal if state_dtype == "8bit" else assert_close
-        for key in {"momentum_buffer", "momentum_absmax"} & kept.keys():
-            assert kept[key].any()
-            same(whole(state[key]), kept[key])
-        if options.get("rounding") != "stochastic" or Shard(1) not in placements:  # its bits follow rows
-            same(whole(q), p.detach())
+        for key in found:
+            same(found[key], kept[key])
+        same(whole(q), p.detach())
+
+
+def momentum_in(state: dict[str, Any], whole: dict[str, torch.Tensor]) -> torch.Tensor:
+    """In float32, from the tensors of a state, as wholes."""
+    if whole["momentum_buffer"].dtype != torch.int8:
+        return torch.view_as_real(m) if (m := whole["momentum_buffer"]).is_complex() else m.float()
+    split = sum(key.startswith("gsnr_") and key[5:].isdigit() for key in state) or 1
+    return read_whole(whole["momentum_buffer"], whole["momentum_absmax"], split, is_complex=False)
 
 
 def assert_equal(found: torch.Tensor, truth: torch.Tensor) -> None:
@@ -153,10 +167,14 @@ def in_several_layouts() -> list[dict[str, Any]]:
 def test_real_layouts_equal_one_process() -> None:
     """HSDP, FSDP2 x tensor parallel, and FSDP2 with gradient release.
 
-    Sums of another order round some momenta to the next code; a float32 state is 1e-2 away.
+    Sums of another order round some momenta to the next code, and shards of columns take other random bits; a
+    float32 state is 1e-2 away.
     """
     truth = trained(Tiny(width=WIDTH))
     assert len(truth["narrow"]) == 14
-    for found in (of for rank in world(4, in_several_layouts) for of in rank):
+    results = world(4, in_several_layouts)
+    for found in (of for rank in results for of in rank):
         assert found["narrow"] == truth["narrow"]
-        assert_same_outcome(found, truth, params=1e-3, momenta=1e-3, gsnr=1e-3)
+    for rank in results:
+        for found, near in zip(rank, (1e-3, 1e-2, 1e-3), strict=True):
+            assert_same_outcome(found, truth, params=near, momenta=3 * near, gsnr=near)

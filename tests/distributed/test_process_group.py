@@ -6,6 +6,7 @@ import copy
 import functools
 import math
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -30,8 +31,10 @@ from tiny import (
     whole,
 )
 from torch import nn
+from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
+from torch.distributed.algorithms.model_averaging.hierarchical_model_averager import HierarchicalModelAverager
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.optim import PostLocalSGDOptimizer, ZeroRedundancyOptimizer
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
@@ -359,6 +362,85 @@ def zero() -> Any:
         "params": {name.removeprefix("module."): p.detach() for name, p in model.named_parameters()},
         "momenta": {names[index]: of_param["momentum_buffer"] for index, of_param in state.items()},
     }
+
+
+def zero_that_is_not_told(optimizer_class: Any, group_is_given: bool, again: bool) -> None:
+    """Rank 1 alone has the largest G_snr; the scales of all are relative to it."""
+    together, cut = parameters(), parameters()
+    truth = SGDSaI(together, **OPTIONS)
+    group = {"process_group": dist.new_group([0, 1])} if group_is_given else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer = ZeroRedundancyOptimizer(cut, optimizer_class, **group, **OPTIONS)
+    for step in range(10):
+        grads = gradients(step)
+        step_all(truth, together, grads)
+        step_all(optimizer, cut, grads)
+        if again and step == 4:
+            optimizer.consolidate_state_dict(0)
+            saved = [optimizer.state_dict() if dist.get_rank() == 0 else None]
+            dist.broadcast_object_list(saved)
+            optimizer = ZeroRedundancyOptimizer(cut, optimizer_class, **group, lr=9.0)
+            optimizer.load_state_dict(saved[0])
+    assert optimizer.optim.process_group is (group["process_group"] if group else dist.group.WORLD)
+    assert len(optimizer.optim.param_groups[0]["params"]) < len(SHAPES)
+    for p, q in zip(together, cut, strict=True):
+        torch.testing.assert_close(q, p)
+
+
+class Sub(SGDSaI):
+    """A user's own, whose constructor stands between."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("optimizer_class", "group_is_given", "again"),
+    [(SGDSaI, False, True), (Sub, True, False), (functools.partial(SGDSaI, maximize=False), False, False)],
+    ids=["class", "subclass", "partial"],
+)
+def test_zero_redundancy_optimizer_need_not_tell_its_group(
+    optimizer_class: Any, group_is_given: bool, again: bool
+) -> None:
+    world(RANKS, zero_that_is_not_told, optimizer_class, group_is_given, again)
+
+
+def averaging(averager: Any, options: dict[str, Any]) -> list[str]:
+    """What is told where each rank has its own gradients from the averager's first step on."""
+    model = nn.Linear(4, 3)
+    optimizer = PostLocalSGDOptimizer(SGDSaI(model.named_parameters(), lr=0.1, **options), averager)
+    torch.manual_seed(dist.get_rank())
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(5, 4)).square().sum().backward()
+            optimizer.step()
+    return [str(of.message) for of in told if "PostLocalSGD" in str(of.message)]
+
+
+def not_averaged_at_first() -> None:
+    cases: list[tuple[int, dict[str, Any], bool]] = [
+        (0, {}, True),
+        (0, {"normalize": False}, True),
+        (0, {"scale": "sqrt_d", "normalize": "rms"}, True),
+        (0, {"scale": "sqrt_d"}, False),
+        (0, {"scale": {"weight": 3.0, "bias": 2.0}}, False),
+        (1, {}, False),
+    ]
+    for warmup, options, warns in cases:
+        for averager in (
+            PeriodicModelAverager(period=2, warmup_steps=warmup),
+            HierarchicalModelAverager({2: RANKS}, warmup_steps=warmup),
+        ):
+            told = averaging(averager, options)
+            assert len(told) == warns, (warmup, options, told)
+            assert all("each rank has measured a gradient of its own" in message for message in told)
+
+
+def test_gradients_that_are_not_averaged_at_first() -> None:
+    world(RANKS, not_averaged_at_first)
 
 
 def share() -> slice:

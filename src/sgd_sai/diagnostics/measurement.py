@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler, OptState
 
 from sgd_sai import gsnr
+from sgd_sai.distributed.layout import part_of
 from sgd_sai.gsnr import UNLATCHED, Moments, Normalize, check_dense, divisor
 from sgd_sai.messages import warn
 
@@ -138,8 +139,9 @@ def measure_blocks(
     scale = _scale_of(scaler)
     pairs = model.named_parameters() if isinstance(model, nn.Module) else model
     named = [(name, param) for name, param in pairs if param.requires_grad]
-    check_dense((f"parameter {name!r}", param.grad) for name, param in named)
-    moments = gsnr.measure([[] if param.grad is None else [param.grad] for _, param in named])
+    given = [(f"parameter {name!r}", param.grad) for name, param in named]
+    check_dense(given)
+    moments = gsnr.measure([[] if grad is None else [part_of(grad, name=name)] for name, grad in given])
     blocks = []
     for (name, param), of_block in zip(named, moments, strict=True):
         of_block = of_block._replace(unit=of_block.unit / scale).in_unit(of_block.unit)

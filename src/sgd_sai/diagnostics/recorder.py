@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from sgd_sai import gsnr
+from sgd_sai.distributed.layout import part_of
 from sgd_sai.gsnr import check_dense
 from sgd_sai.messages import warn
 
@@ -167,7 +168,7 @@ class GSNRRecorder:
                 "them inside backward, or zero_grad was called before"
             )
         check_dense((f"parameter {name!r}", grad) for name, grad in present)
-        moments = gsnr.measure([[grad] for _, grad in present])
+        moments = gsnr.measure([[part_of(grad, name=f"parameter {name!r}")] for name, grad in present])
         rows = [
             {
                 "step": self.step,

@@ -8,39 +8,119 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from graphlib import TopologicalSorter
-from itertools import pairwise
+from hashlib import blake2b
+from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from sgd_sai.distributed.layout import is_spread
+from sgd_sai.distributed.layout import Part, is_spread
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+#: The rows of one all-reduce. Its size is the same whatever a rank sends: where sizes differ, backends hang
+#: or mix the numbers. Rows beyond it follow in a second one, when the ranks are known to agree.
+CAPACITY = 2048
+#: Of the digest of what a rank sends. Each is 0 or 1, so that the sum of equal ones is 0 or the number of
+#: ranks, and that of others is neither, on every rank and in any dtype.
+BITS = 48
+# What a rank sends as each bit if another group has disagreed: no sum of these and of bits looks right.
+_TOLD = 0.5
 
-def sum_over_ranks(rows: Tensor, groups: Sequence[tuple[ProcessGroup, ...]]) -> Tensor:
-    """The sums of each row over its own groups of ranks; one all-reduce for each group that occurs.
+
+def sum_over_ranks(rows: Tensor, parts: Sequence[Part]) -> Tensor:
+    """The sums of each row over the groups of ranks of its part; one all-reduce for each group that occurs.
 
     Args:
         rows: what this rank has, of shape (n, k).
-        groups: for each row, the groups over which it is summed, one after the other.
+        parts: for each row, what it is of, and the groups over which it is summed, one after the other.
 
     Every rank of a group must call this with the same rows of that group, in the same order.
+
+    Raises:
+        ValueError: the ranks of a group have other rows, or another order; on each of these ranks.
     """
-    # On a mesh of two dims a row is whole only if all ranks sum over the same dim first.
-    # Annotated, as Python 3.10 cannot subscript this class.
-    order: TopologicalSorter[Any] = TopologicalSorter({group: () for of_row in groups for group in of_row})
-    for first, then in (pair for of_row in groups for pair in pairwise(of_row)):
-        order.add(then, first)
-    for group in order.static_order():
-        places = [i for i, of_row in enumerate(groups) if group in of_row]
+    agreements, told = [], torch.zeros((), dtype=torch.bool, device=rows.device)
+    for group in _in_order(parts):
+        places = [i for i, part in enumerate(parts) if group in part.groups]
+        whats = [parts[i].what for i in places]
         device = _device(group, rows.device)
-        summed = rows[places].to(device)
-        torch.distributed.all_reduce(summed, group=group)
-        rows[places] = summed.to(rows.device)
+        bits = _digest(whats).to(device, rows.dtype) + _TOLD * told.to(device)
+        first, others = places[:CAPACITY], places[CAPACITY:]
+        sent = torch.zeros(BITS + CAPACITY * rows.size(1), dtype=rows.dtype, device=device)
+        begin, end = BITS, BITS + len(first) * rows.size(1)
+        sent[:begin], sent[begin:end] = bits, rows[first].to(device).flatten()
+        torch.distributed.all_reduce(sent, group=group)
+        told = ((sent[:begin] != 0) & (sent[:begin] != group.size())).any().to(rows.device)
+        rows[first] = sent[begin:end].view(len(first), -1).to(rows.device)
+        if others and not told:
+            summed = rows[others].to(device)
+            torch.distributed.all_reduce(summed, group=group)
+            rows[others] = summed.to(rows.device)
+        agreements.append((group, told, whats))
+    _check(agreements)
     return rows
+
+
+def _in_order(parts: Sequence[Part]) -> list[ProcessGroup]:
+    """The groups of all parts, in an order that is the same on all ranks, whatever that of the parts is.
+
+    On a mesh of two dims a row is whole only if all ranks sum over the same dim first.
+    """
+    # Annotated, as Python 3.10 cannot subscript this class.
+    order: TopologicalSorter[Any] = TopologicalSorter({group: () for part in parts for group in part.groups})
+    for before, after in (pair for part in parts for pair in pairwise(part.groups)):
+        order.add(after, before)
+    order.prepare()
+    groups: list[ProcessGroup] = []
+    while ready := order.get_ready():
+        groups += sorted(
+            ready, key=lambda group: (torch.distributed.get_process_group_ranks(group), group.group_name)
+        )
+        order.done(*ready)
+    return groups
+
+
+def _digest(whats: Sequence[str]) -> Tensor:
+    """The bits of a hash of what a rank has, of shape (BITS,)."""
+    number = int.from_bytes(blake2b("\n".join(whats).encode(), digest_size=BITS // 8).digest(), "big")
+    return torch.tensor([number >> place & 1 for place in range(BITS)])
+
+
+def _check(agreements: Sequence[tuple[ProcessGroup, Tensor, list[str]]]) -> None:
+    """Raise where the ranks of a group have not said the same; all of them know, and tell what they have."""
+    message = None
+    disagreed = [told.item() for _, told, _ in agreements]  # the host waits once: the others are there, too
+    for (group, _, whats), disagrees in zip(agreements, disagreed, strict=True):
+        if disagrees:
+            everyones = told_by_ranks((message, whats), group)
+            earlier = [of_rank for of_rank, _ in everyones if of_rank is not None]
+            ranks = torch.distributed.get_process_group_ranks(group)
+            message = (earlier or [_disagreement(ranks, [whats for _, whats in everyones])])[0]
+    if message is not None:
+        raise ValueError(message)
+
+
+def _disagreement(ranks: Sequence[int], everyones: Sequence[Sequence[str]]) -> str:
+    """The message for ranks that sum other rows: the first at which they differ."""
+    rows = enumerate(zip_longest(*everyones, fillvalue="none"), 1)
+    number, row = next((number, row) for number, row in rows if len(set(row)) > 1)
+    says: dict[str, list[int]] = {}
+    for rank, what in zip(ranks, row, strict=True):
+        says.setdefault(what, []).append(rank)
+    said = "; ".join(f"on {_shortened(on)} {what}" for what, on in says.items())
+    return (
+        f"params: the ranks that share parameters measure others, or in another order; number {number} is "
+        f"{said}. Allowed: lists of the same parameters in the same order on all ranks, which names out of a "
+        "set are not, and gradients for the same ones, until each has its scale"
+    )
+
+
+def _shortened(ranks: Sequence[int]) -> str:
+    listed = ", ".join(map(str, ranks[:4])) + (f" and {len(ranks) - 4} more" if len(ranks) > 4 else "")
+    return f"rank{'s' * (len(ranks) > 1)} {listed}"
 
 
 def gather_over_ranks(values: Sequence[float], group: ProcessGroup) -> list[list[float]]:

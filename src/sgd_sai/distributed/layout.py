@@ -152,22 +152,42 @@ def local_parts(tensor: Tensor, parts: int) -> list[Tensor]:
 
 
 class Part(NamedTuple):
-    """The part of a gradient on this rank, `local`: of `n` reals that are cut over `groups` of ranks."""
+    """The part of a gradient on this rank.
+
+    Attributes:
+        local: its elements.
+        n: how many reals the whole has.
+        groups: of ranks, over which the whole is cut.
+        what: in words, what is cut; all ranks of the groups must say the same. Empty where nothing is.
+    """
 
     local: Tensor
     n: int
     groups: tuple[ProcessGroup, ...]
+    what: str = ""
 
     def over(self, unit: float) -> Part:
         """The part divided by a number, in float64."""
         return self._replace(local=self.local.to(torch.promote_types(self.local.dtype, torch.float64)) / unit)
 
 
-def part_of(tensor: Tensor | Part, parts: int = 1, here: Tensor | None = None) -> Part:
+def part_of(
+    tensor: Tensor | Part, parts: int = 1, here: Tensor | None = None, name: str | None = None
+) -> Part:
     """The part of a tensor on this rank; or that of one of its `parts` equal parts, which is `here`."""
     if isinstance(tensor, Part):
         return tensor
     if here is None:
         tensor = summed(tensor)
     n = tensor.numel() * (1 + tensor.is_complex()) // parts
-    return Part(local(tensor) if here is None else here, n, sharing_groups(tensor))
+    groups = sharing_groups(tensor)
+    what = _described(tensor, name) if groups else ""
+    return Part(local(tensor) if here is None else here, n, groups, what)
+
+
+def _described(tensor: Tensor, name: str | None) -> str:
+    """What a tensor that is cut is to all ranks that share it: its name, if known, its shape and layout."""
+    assert is_spread(tensor)
+    cut = ", ".join(map(repr, tensor.placements))
+    mesh = "×".join(map(str, tensor.device_mesh.shape))
+    return f"{name or 'a tensor without a name'} of shape {tuple(tensor.shape)}, {cut} on a mesh of {mesh}"
