@@ -32,6 +32,7 @@ from sgd_sai.messages import listed, name_of, warn
 from sgd_sai.names import in_order_of
 from sgd_sai.options import Group, check_options, check_param, is_given
 from sgd_sai.quantized import WIDE, absmax_in_shape, absmax_of, block_by_index
+from sgd_sai.rounding import without_codes
 from sgd_sai.state import (
     UNKNOWN,
     create_momentum,
@@ -113,7 +114,9 @@ def unpack(state: MutableMapping[Tensor, dict[str, Any]], groups: list[Group]) -
                 if key == "momentum_absmax" and isinstance(value, Tensor) and not is_lazy(param):
                     state[param][key] = absmax_in_shape(value, param, group["split"])  # of an older pickle
                 if isinstance(value, Packed):
-                    state[param][key] = laid_out_as(value.tensor, param).to(param.device)
+                    tensor = laid_out_as(value.tensor, param).to(param.device)
+                    is_narrow = key == "compensation" and param.dtype == torch.float16 and not is_lazy(param)
+                    state[param][key] = without_codes(param, tensor) if is_narrow else tensor
         if isinstance(group["scale"], _Kept):
             group["scale"] = group["scale"].rule
     _settle_normalizers(state, groups)

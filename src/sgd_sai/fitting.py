@@ -187,6 +187,8 @@ def _check_like(name: str, value: object, param: Tensor, split: int) -> None:
         shape, kind = absmax_shape(real_shape(param), split), (False, True)
     elif name == "momentum_buffer" and getattr(value, "dtype", None) == torch.int8:
         shape, kind = real_shape(param), (False, False)
+    elif name == "compensation" and getattr(value, "dtype", None) == torch.int16 and not param.is_complex():
+        kind = (False, False)
     if not isinstance(value, Tensor) or value.shape != shape:
         has = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{name} is {has}, the parameter {tuple(param.shape)}")

@@ -1,5 +1,9 @@
 """How a parameter of 16 bits is rounded: to nearest, with compensation, or stochastically.
 
+The compensation of a bfloat16 θ is the lower half of a float32, an int16 c: θ's bits · 2¹⁶ + c are the bits of
+the exact value. That rounds to θ, halves away from zero, so c is signed. Float16 has other exponents than
+float32. Its compensation is a float16, what rounding lost.
+
 The bits of stochastic rounding are a hash of the step, the parameter's place in its group, and the element's
 place in memory, or its index where the momentum has 8 bits. No generator has a part in it. So all replicas of
 a parameter are rounded alike, on whatever device they are, and a resumed run is the uninterrupted one.
@@ -28,8 +32,12 @@ class Noise(NamedTuple):
 
 
 #: How a block is rounded. None: to nearest. A tensor: to nearest, and what that lost is kept there, in θ's
-#: shape and dtype, for the next step to add. `Noise`: stochastically, to bfloat16.
+#: shape and `compensation_dtype`. `Noise`: stochastically, to bfloat16.
 Rounding = Tensor | Noise | None
+
+#: From here on a float32 becomes an infinity as a bfloat16: half a unit above the largest one.
+ROUNDED_TO_INFINITY = torch.finfo(torch.bfloat16).max + 2.0**119
+_LARGEST = torch.finfo(torch.float32).max
 
 
 def kind_of(rounding: Rounding) -> str:
@@ -37,6 +45,40 @@ def kind_of(rounding: Rounding) -> str:
     if rounding is None:
         return "nearest"
     return "stochastic" if isinstance(rounding, Noise) else "kahan"
+
+
+def compensation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the compensation of a parameter of 16 bits."""
+    return torch.int16 if dtype == torch.bfloat16 else dtype
+
+
+@torch.no_grad()
+def compensation_of(θ: Tensor, held: Tensor) -> Tensor:
+    """A compensation as θ's dtype has it, from one of another dtype.
+
+    Before it was a lower half, that of a bfloat16 was what rounding lost, in bfloat16 too. Or the model was cast
+    after some steps. What is over half a unit in the last place of a bfloat16 θ is no compensation, but perhaps
+    a lower half that somebody has cast to floats. It becomes 0.
+    """
+    if θ.dtype != torch.bfloat16:
+        if held.dtype == torch.int16:
+            narrow = θ.to(torch.bfloat16)
+            held = exactly(narrow, held) - narrow.float()
+        return held.to(θ.dtype)
+    wide = θ.float()
+    low = (wide + held).view(torch.int32) - wide.view(torch.int32)
+    return torch.where((low >= -0x8000) & (low < 0x8000), low, 0).to(torch.int16)
+
+
+@torch.no_grad()
+def without_codes(θ: Tensor, held: Tensor) -> Tensor:
+    """A compensation of a float16 θ, without what is no such one: the lower half of a bfloat16, cast to floats.
+
+    torch.distributed.checkpoint casts so. θ may be yet to be loaded: what is at most 1/2 stays.
+    """
+    if held.dtype == torch.int16:
+        return held
+    return torch.where(held.abs() > θ.abs().clamp_min(1024) / 2048, 0, held)
 
 
 def next_step(group: Group, compiling: bool, *, alone: bool) -> int | Tensor:
@@ -57,16 +99,25 @@ def next_step(group: Group, compiling: bool, *, alone: bool) -> int | Tensor:
 
 
 def exactly(θ: Tensor, rounding: Rounding) -> Tensor:
-    """θ in float32 at least, with what was lost when it was rounded last; θ itself where that is θ."""
+    """θ in float32 at least, with what was lost when it was rounded last; θ itself where that is θ.
+
+    Others may have changed θ, so that a lower half does not fit: of a zero that would be NaN, of an infinity a
+    number. Such a θ counts as it is. (So an infinity stays one, also where the exact value was below it.)
+    """
     wide = θ.to(torch.promote_types(θ.dtype, torch.float32))
-    return wide + rounding if isinstance(rounding, Tensor) else wide
+    if not isinstance(rounding, Tensor):
+        return wide
+    if θ.dtype != torch.bfloat16:
+        return wide + rounding
+    exact = (wide.view(torch.int32) + rounding).view(torch.float32)
+    return torch.where(exact.abs() < ROUNDED_TO_INFINITY, exact, wide)
 
 
 def round_to(θ: Tensor, exact: Tensor, rounding: Rounding, step: int | Tensor) -> None:
     """Write `exact` to θ, rounded.
 
     Args:
-        θ, exact: of one shape; `exact` is float32 at least.
+        θ, exact: of one shape; `exact` is float32 at least. With a compensation nothing may be left in it.
         rounding: see `Rounding`.
         step: the number of the step, of which `Noise` depends; an int64 tensor may be on θ's device.
     """
@@ -76,27 +127,33 @@ def round_to(θ: Tensor, exact: Tensor, rounding: Rounding, step: int | Tensor) 
         up_or_down = (drawn + exact.view(torch.int32)).bitwise_and_(-0x10000).view(torch.float32)
         θ.copy_(torch.where(exact.isnan(), exact, up_or_down))  # the sum could carry a NaN over to a zero
         return
+    if rounding is not None and θ.dtype == torch.bfloat16:
+        # An infinity must not have a lower half: it is NaN with one.
+        bits = exact.clamp_(-_LARGEST, _LARGEST).view(torch.int32)
+        rounding.copy_(bits)
+        θ.copy_(bits.bitwise_or_(1).view(torch.float32))  # nothing is halfway now: halves go away from zero
+        return
     if exact is not θ:
         θ.copy_(exact)
     if rounding is not None:
         # The Inductor of torch.compile takes what it has at hand in float32 for what it wrote in 16 bits, and
         # would find nothing lost.
-        kept = nearest_in_16_bits(exact, θ.dtype) if torch.compiler.is_compiling() else θ
+        kept = nearest_float16(exact) if torch.compiler.is_compiling() else θ
         rounding.copy_(exact - kept)
 
 
-def nearest_in_16_bits(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """A float32 tensor as float16 or bfloat16 would have it, still in float32, by operations on 32 bits.
+def nearest_float16(exact: Tensor) -> Tensor:
+    """A float32 tensor as float16 would have it, still in float32, by operations on 32 bits.
 
     Beyond the largest float16 it is finite, and of a NaN it may be a number.
     """
-    dropped = 13 if dtype == torch.float16 else 16  # of the 23 bits of the fraction
     bits = exact.view(torch.int32)
-    half = (1 << dropped - 1) - 1 + (bits >> dropped & 1)  # a tie goes to the even one
-    rounded = ((bits + half) & -(1 << dropped)).view(torch.float32)
-    if dtype == torch.float16:  # below 2⁻¹⁴ its steps are 2⁻²⁴
-        rounded = torch.where(exact.abs() < 2**-14, (exact * 2**24).round() * 2**-24, rounded)
-    return rounded
+    half = 0xFFF + (
+        bits >> 13 & 1
+    )  # of the 23 bits of the fraction 13 are dropped; a tie goes to the even one
+    rounded = ((bits + half) & -0x2000).view(torch.float32)
+    # below 2⁻¹⁴ its steps are 2⁻²⁴
+    return torch.where(exact.abs() < 2**-14, (exact * 2**24).round() * 2**-24, rounded)
 
 
 def random_bits(like: Tensor, noise: Noise, step: int | Tensor) -> Tensor:
