@@ -1,8 +1,8 @@
 """How a parameter of 16 bits is rounded: to nearest, with compensation, or stochastically.
 
-The compensation of a bfloat16 θ is the lower half of a float32, an int16 c: θ's bits · 2¹⁶ + c are the bits of
-the exact value. That rounds to θ, halves away from zero, so c is signed. Float16 has other exponents than
-float32. Its compensation is a float16, what rounding lost.
+The compensation of a bfloat16 θ is the lower half of a float32, an int16 c: θ's bits · 2¹⁶ + c are the
+bits of the exact value. θ is that value rounded to nearest, halves away from zero, so c has a sign. A float16
+has other exponents than a float32, so its compensation is a float16: what rounding lost.
 
 The bits of stochastic rounding are a hash of the step, the parameter's place in its group, and the element's
 place in memory, or its index where the momentum has 8 bits. No generator has a part in it. So all replicas of
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sgd_sai.distributed.layout import is_spread, local, spread_as
 from sgd_sai.options import Group
 
 
@@ -56,9 +57,8 @@ def compensation_dtype(dtype: torch.dtype) -> torch.dtype:
 def compensation_of(θ: Tensor, held: Tensor) -> Tensor:
     """A compensation as θ's dtype has it, from one of another dtype.
 
-    Before it was a lower half, that of a bfloat16 was what rounding lost, in bfloat16 too. Or the model was cast
-    after some steps. What is over half a unit in the last place of a bfloat16 θ is no compensation, but perhaps
-    a lower half that somebody has cast to floats. It becomes 0.
+    The model was cast after some steps, or the state is older: the compensation of a bfloat16 was once what
+    rounding lost, in bfloat16. What is more than half a unit in θ's last place is none, and becomes 0.
     """
     if θ.dtype != torch.bfloat16:
         if held.dtype == torch.int16:
@@ -67,18 +67,24 @@ def compensation_of(θ: Tensor, held: Tensor) -> Tensor:
         return held.to(θ.dtype)
     wide = θ.float()
     low = (wide + held).view(torch.int32) - wide.view(torch.int32)
-    return torch.where((low >= -0x8000) & (low < 0x8000), low, 0).to(torch.int16)
+    return torch.where(low.abs() <= 0x8000, low.clamp_max(0x7FFF), 0).to(torch.int16)
 
 
-@torch.no_grad()
-def without_codes(θ: Tensor, held: Tensor) -> Tensor:
-    """A compensation of a float16 θ, without what is no such one: the lower half of a bfloat16, cast to floats.
+def in_bytes(low: Tensor) -> Tensor:
+    """Lower halves as they are saved: int8 of shape (*, 2), a view.
 
-    torch.distributed.checkpoint casts so. θ may be yet to be loaded: what is at most 1/2 stays.
+    Process groups send no int16, and no cast to a floating dtype changes an int8.
     """
-    if held.dtype == torch.int16:
-        return held
-    return torch.where(held.abs() > θ.abs().clamp_min(1024) / 2048, 0, held)
+    pairs = local(low).unsqueeze(-1).view(torch.int8)
+    return spread_as(low, pairs, (*low.shape, 2)) if is_spread(low) else pairs
+
+
+def from_bytes(pairs: Tensor) -> Tensor:
+    """Lower halves, from what `in_bytes` has made of them, of whatever dtype that is now."""
+    here = local(pairs)
+    low = torch.empty_like(here[..., 0], dtype=torch.int16)
+    low.unsqueeze(-1).view(torch.int8).copy_(here)
+    return spread_as(pairs, low, pairs.shape[:-1]) if is_spread(pairs) else low
 
 
 def next_step(group: Group, compiling: bool, *, alone: bool) -> int | Tensor:
@@ -101,8 +107,8 @@ def next_step(group: Group, compiling: bool, *, alone: bool) -> int | Tensor:
 def exactly(θ: Tensor, rounding: Rounding) -> Tensor:
     """θ in float32 at least, with what was lost when it was rounded last; θ itself where that is θ.
 
-    Others may have changed θ, so that a lower half does not fit: of a zero that would be NaN, of an infinity a
-    number. Such a θ counts as it is. (So an infinity stays one, also where the exact value was below it.)
+    Others may have changed θ since. Then a lower half may not fit: with it, a zero could be NaN and an
+    infinity a number. Such a θ counts as it is. (So does an infinity to which a float32 was rounded.)
     """
     wide = θ.to(torch.promote_types(θ.dtype, torch.float32))
     if not isinstance(rounding, Tensor):
