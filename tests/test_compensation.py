@@ -171,6 +171,18 @@ def test_a_constant_move_of_few_millionths_arrives(way: str, dtype: torch.dtype)
     assert (before - after).max().item() < 1.02 * asked  # in float32 a step is 28 units of 27.7
 
 
+@pytest.mark.parametrize(("dtype", "arrives"), [(torch.bfloat16, True), (torch.float16, False)], ids=str)
+def test_a_move_below_half_of_the_smallest_float16(dtype: torch.dtype, arrives: bool) -> None:
+    """Of 2e-8: what rounding a float16 loses is a float16 too, a multiple of 6e-8."""
+    param = nn.Parameter(torch.full((300,), 2.0**-7, dtype=dtype))
+    optimizer = SGDSaI([param], lr=2e-8, scale="sqrt_d", rounding="kahan")
+    for _ in range(100):
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+    moved = 2.0**-7 - exactly(param.detach(), optimizer.state[param]["compensation"])
+    torch.testing.assert_close(moved, torch.full((300,), 2e-6 if arrives else 0.0), rtol=0.02, atol=0)
+
+
 def test_decay_by_millionths_is_that_of_a_float32() -> None:
     """By 2e-6 in each of 20,000 steps: to 0.9608 of it, where a compensation in bfloat16 left 0.9990."""
     narrow, wide = pair((40,))
