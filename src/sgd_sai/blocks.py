@@ -18,7 +18,7 @@ from sgd_sai.messages import name_of
 from sgd_sai.options import Group, check_param
 from sgd_sai.quantized import Momentum, Momentum8, Momentum16, absmax_in
 from sgd_sai.rounding import Noise, Rounding
-from sgd_sai.state import EMPTY, State, gsnr_keys, needs_compensation
+from sgd_sai.state import EMPTY, State, gsnr_keys, lacks_compensation, needs_compensation
 
 # The types of a momentum that an update rounds as a copy does.
 _PLAIN = {Tensor, type(None)}
@@ -155,7 +155,7 @@ def _plain_roundings(
     if group["rounding"] == "nearest":
         return [None] * len(params)
     placed = list(zip(places, params, states, strict=True))
-    if any(needs_compensation(p, group) and state.get("compensation") is None for _, p, state in placed):
+    if any(lacks_compensation(state, param, group) for _, param, state in placed):
         return None
     return [_roundings(place, param, state, group, 1)[0] for place, param, state in placed]
 

@@ -26,12 +26,14 @@ from sgd_sai.fitting import (
     fitted_group,
     fitted_state,
     has_gsnr,
+    is_in_bytes,
 )
 from sgd_sai.gsnr import UNLATCHED, has_data, hold_something, measure
 from sgd_sai.messages import listed, name_of, warn
 from sgd_sai.names import in_order_of
 from sgd_sai.options import Group, check_options, check_param, is_given
 from sgd_sai.quantized import WIDE, absmax_in_shape, absmax_of, block_by_index
+from sgd_sai.rounding import from_bytes, in_bytes
 from sgd_sai.state import (
     UNKNOWN,
     create_momentum,
@@ -73,6 +75,8 @@ def portable(state_dict: dict[str, Any], optimizer: SGDSaI) -> dict[str, Any]:
         for number, param in zip(saved["params"], group["params"], strict=True):
             if number in state_dict["state"]:
                 entries = {**UNKNOWN, **state_dict["state"][number]}
+                if getattr(entries.get("compensation"), "dtype", None) == torch.int16:
+                    entries["compensation"] = in_bytes(entries["compensation"])
                 state_dict["state"][number] = _with_momentum(entries, param, group)
     return state_dict
 
@@ -113,7 +117,9 @@ def unpack(state: MutableMapping[Tensor, dict[str, Any]], groups: list[Group]) -
                 if key == "momentum_absmax" and isinstance(value, Tensor) and not is_lazy(param):
                     state[param][key] = absmax_in_shape(value, param, group["split"])  # of an older pickle
                 if isinstance(value, Packed):
-                    state[param][key] = laid_out_as(value.tensor, param).to(param.device)
+                    state[param][key] = value = laid_out_as(value.tensor, param).to(param.device)
+                if key == "compensation" and value is not None and is_in_bytes(value, param):
+                    state[param][key] = from_bytes(value)
         if isinstance(group["scale"], _Kept):
             group["scale"] = group["scale"].rule
     _settle_normalizers(state, groups)

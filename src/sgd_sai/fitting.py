@@ -187,11 +187,19 @@ def _check_like(name: str, value: object, param: Tensor, split: int) -> None:
         shape, kind = absmax_shape(real_shape(param), split), (False, True)
     elif name == "momentum_buffer" and getattr(value, "dtype", None) == torch.int8:
         shape, kind = real_shape(param), (False, False)
+    elif name == "compensation" and isinstance(value, Tensor):
+        shape = (*shape, 2) if is_in_bytes(value, param) else shape
+        kind = (False, False) if value.dtype in (torch.int8, torch.int16) else kind
     if not isinstance(value, Tensor) or value.shape != shape:
         has = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{name} is {has}, the parameter {tuple(param.shape)}")
     if (value.dtype.is_complex, value.dtype.is_floating_point) != kind:
         raise ValueError(f"{name} is of {value.dtype}, the parameter of {param.dtype}")
+
+
+def is_in_bytes(compensation: Tensor, param: Tensor) -> bool:
+    """True for lower halves as they are saved, also where torch.optim has cast them as it casts all state."""
+    return compensation.dtype == torch.int8 or (not is_lazy(param) and compensation.dim() > param.dim())
 
 
 def _latched_or_not(key: str, raw: object) -> float:

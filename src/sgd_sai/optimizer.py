@@ -88,8 +88,9 @@ class SGDSaI(Optimizer):
             the last dim is no multiple of 256 (times the ranks that cut it), or the only one.
         rounding: how bfloat16 parameters are rounded: to "nearest"; "stochastic", with the right mean, by
             bits that depend on the step, the parameter and the element's place alone (`sgd_sai.rounding`);
-            "kahan", which is exact to about float32 and takes 2 more bytes an element. Float16 parameters can
-            take "kahan".
+            "kahan", which keeps the lower half of a float32 beside each element, in 2 more bytes: it trains
+            bit for bit as a float32 parameter with these gradients. Float16 parameters can take "kahan". They
+            keep what rounding loses as a float16, in which moves below 3e-8 are lost.
         process_group: the ranks over which the maximum is taken, if each holds other parameters of the model
             (pipeline or expert parallelism). Until the maximum is known, every `step` of every rank joins one
             collective, also without gradients; afterwards none does. It is no part of the state: a copied or
@@ -102,11 +103,11 @@ class SGDSaI(Optimizer):
     State of each parameter: ``momentum_buffer``, and ``gsnr``, the raw G_snr as a float, −1 until the block
     latches (``gsnr_0``, ``gsnr_1``, … with `split`); with it ``gsnr_max``, the largest G_snr of the blocks
     that latched first, and ``gsnr_rms``, the divisor of "rms"; ``momentum_absmax`` beside an 8-bit momentum
-    (−1 beside one that could have 8 bits, but has more); ``compensation`` with "kahan". Entries of other
-    tools stay. Each group has ``rounding_step``, the number of the last step, from which the bits of
-    stochastic rounding follow, and is told ``gsnr_max`` and ``gsnr_rms``. There is no other state, so a
-    checkpoint resumes exactly. A saved state adds ``momentum_begun``, since a momentum of zeros may still
-    wait for m₁, and its groups ``momentum_order``.
+    (−1 beside one that could have 8 bits, but has more); ``compensation`` with "kahan", of bfloat16 an int16,
+    which is saved as int8 of shape (…, 2). Entries of other tools stay. Each group has ``rounding_step``, the
+    number of the last step, from which the bits of stochastic rounding follow, and is told ``gsnr_max`` and
+    ``gsnr_rms``. There is no other state, so a checkpoint resumes exactly. A saved state adds
+    ``momentum_begun``, since a momentum of zeros may still wait for m₁, and its groups ``momentum_order``.
 
     Raises:
         ValueError, TypeError: an option or a parameter that is not allowed, by name; a sparse gradient.

@@ -1,5 +1,9 @@
 """How what has 16 bits is rounded: to nearest, with compensation, or stochastically.
 
+The compensation of a bfloat16 θ is the lower half of a float32, an int16 c: θ's bits · 2¹⁶ + c are the
+bits of the exact value. θ is that value rounded to nearest, halves away from zero, so c has a sign. A float16
+has other exponents than a float32, so its compensation is a float16: what rounding lost.
+
 The bits of stochastic rounding follow from the step, the parameter's place in its group, and the element's
 place in memory, or its index where the momentum has 8 bits. No generator has a part in it. So all replicas of
 a parameter are rounded alike, on whatever device they are, and a resumed run is the uninterrupted one.
@@ -14,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sgd_sai.distributed.layout import is_spread, local, spread_as
 from sgd_sai.options import Group
 
 #: Elements of a parameter, one after the other, that have bits of their own; even.
@@ -44,8 +49,12 @@ class Noise(NamedTuple):
 
 
 #: How a block is rounded. None: to nearest. A tensor: to nearest, and what that lost is kept there, in θ's
-#: shape and dtype, for the next step to add. `Noise`: stochastically, to bfloat16.
+#: shape and `compensation_dtype`. `Noise`: stochastically, to bfloat16.
 Rounding = Tensor | Noise | None
+
+#: From here on a float32 becomes an infinity as a bfloat16: half a unit above the largest one.
+ROUNDED_TO_INFINITY = torch.finfo(torch.bfloat16).max + 2.0**119
+_LARGEST = torch.finfo(torch.float32).max
 
 
 def kind_of(rounding: Rounding) -> str:
@@ -53,6 +62,45 @@ def kind_of(rounding: Rounding) -> str:
     if rounding is None:
         return "nearest"
     return "stochastic" if isinstance(rounding, Noise) else "kahan"
+
+
+def compensation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the compensation of a parameter of 16 bits."""
+    return torch.int16 if dtype == torch.bfloat16 else dtype
+
+
+@torch.no_grad()
+def compensation_of(θ: Tensor, held: Tensor) -> Tensor:
+    """A compensation as θ's dtype has it, from one of another dtype.
+
+    The model was cast after some steps, or the state is older: the compensation of a bfloat16 was once what
+    rounding lost, in bfloat16. What is more than half a unit in θ's last place is none, and becomes 0.
+    """
+    if θ.dtype != torch.bfloat16:
+        if held.dtype == torch.int16:
+            narrow = θ.to(torch.bfloat16)
+            held = exactly(narrow, held) - narrow.float()
+        return held.to(θ.dtype)
+    wide = θ.float()
+    low = (wide + held).view(torch.int32) - wide.view(torch.int32)
+    return torch.where(low.abs() <= 0x8000, low.clamp_max(0x7FFF), 0).to(torch.int16)
+
+
+def in_bytes(low: Tensor) -> Tensor:
+    """Lower halves as they are saved: int8 of shape (*, 2), a view.
+
+    Process groups send no int16, and no cast to a floating dtype changes an int8.
+    """
+    pairs = local(low).unsqueeze(-1).view(torch.int8)
+    return spread_as(low, pairs, (*low.shape, 2)) if is_spread(low) else pairs
+
+
+def from_bytes(pairs: Tensor) -> Tensor:
+    """Lower halves, from what `in_bytes` has made of them, of whatever dtype that is now."""
+    here = local(pairs)
+    low = torch.empty_like(here[..., 0], dtype=torch.int16)
+    low.unsqueeze(-1).view(torch.int8).copy_(here)
+    return spread_as(pairs, low, pairs.shape[:-1]) if is_spread(pairs) else low
 
 
 def next_step(group: Group, compiling: bool, *, alone: bool) -> int | Tensor:
@@ -71,9 +119,18 @@ def next_step(group: Group, compiling: bool, *, alone: bool) -> int | Tensor:
 
 
 def exactly(θ: Tensor, rounding: Rounding) -> Tensor:
-    """θ in float32 at least, with what was lost when it was rounded last; θ itself where that is θ."""
+    """θ in float32 at least, with what was lost when it was rounded last; θ itself where that is θ.
+
+    Others may have changed θ since. Then a lower half may not fit: with it, a zero could be NaN and an
+    infinity a number. Such a θ counts as it is. (So does an infinity to which a float32 was rounded.)
+    """
     wide = θ.to(torch.promote_types(θ.dtype, torch.float32))
-    return wide + rounding if isinstance(rounding, Tensor) else wide
+    if not isinstance(rounding, Tensor):
+        return wide
+    if θ.dtype != torch.bfloat16:
+        return wide + rounding
+    exact = (wide.view(torch.int32) + rounding).view(torch.float32)
+    return torch.where(exact.abs() < ROUNDED_TO_INFINITY, exact, wide)
 
 
 def round_to(
@@ -82,7 +139,7 @@ def round_to(
     """Write `exact` to θ, rounded.
 
     Args:
-        θ, exact: of one shape; `exact` is float32 at least.
+        θ, exact: of one shape; `exact` is float32 at least. With a compensation nothing may be left in it.
         rounding: see `Rounding`.
         step: the number of the step, of which `Noise` depends; an int64 tensor may be on θ's device.
         drawn: `random_bits` for the elements, if somebody has them already.
@@ -90,27 +147,31 @@ def round_to(
     if isinstance(rounding, Noise):
         up_or_down(θ, exact, random_bits(exact, rounding, step) if drawn is None else drawn)
         return
+    if rounding is not None and θ.dtype == torch.bfloat16:
+        # An infinity must not have a lower half: it is NaN with one.
+        bits = exact.clamp_(-_LARGEST, _LARGEST).view(torch.int32)
+        rounding.copy_(bits)
+        θ.copy_(bits.bitwise_or_(1).view(torch.float32))  # nothing is halfway now: halves go away from zero
+        return
     if exact is not θ:
         θ.copy_(exact)
     if rounding is not None:
         # The Inductor of torch.compile takes what it has at hand in float32 for what it wrote in 16 bits, and
         # would find nothing lost.
-        kept = nearest_in_16_bits(exact, θ.dtype) if torch.compiler.is_compiling() else θ
+        kept = nearest_float16(exact) if torch.compiler.is_compiling() else θ
         rounding.copy_(exact - kept)
 
 
-def nearest_in_16_bits(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """A float32 tensor as float16 or bfloat16 would have it, still in float32, by operations on 32 bits.
+def nearest_float16(exact: Tensor) -> Tensor:
+    """A float32 tensor as float16 would have it, still in float32, by operations on 32 bits.
 
     Beyond the largest float16 it is finite, and of a NaN it may be a number.
     """
-    dropped = 13 if dtype == torch.float16 else 16  # of the 23 bits of the fraction
     bits = exact.view(torch.int32)
-    half = (1 << dropped - 1) - 1 + (bits >> dropped & 1)  # a tie goes to the even one
-    rounded = ((bits + half) & -(1 << dropped)).view(torch.float32)
-    if dtype == torch.float16:  # below 2⁻¹⁴ its steps are 2⁻²⁴
-        rounded = torch.where(exact.abs() < 2**-14, (exact * 2**24).round() * 2**-24, rounded)
-    return rounded
+    half = 0xFFF + (bits >> 13 & 1)  # 13 of the 23 bits are dropped; a tie goes to the even one
+    rounded = ((bits + half) & -0x2000).view(torch.float32)
+    # Below 2⁻¹⁴ its steps are 2⁻²⁴.
+    return torch.where(exact.abs() < 2**-14, (exact * 2**24).round() * 2**-24, rounded)
 
 
 def up_or_down(out: Tensor, exact: Tensor, drawn: Tensor) -> None:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from sgd_sai.distributed.layout import contiguous
+from sgd_sai.distributed.layout import contiguous, local
 from sgd_sai.given_scales import check_whole
 from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.messages import name_of
 from sgd_sai.options import Group
 from sgd_sai.quantized import WIDE, absmax_in, create_momentum8, fits_8_bits, is_large
+from sgd_sai.rounding import compensation_dtype, compensation_of
 
 #: The g-SNR of a block without elements: it neither waits for a scale nor needs a normaliser.
 EMPTY = 0.0
@@ -141,8 +142,11 @@ def create_buffers(state: State, param: Tensor, group: Group) -> None:
             mark_wide(state, param, group)
         else:  # a tool may have laid them out as the parameter
             state.update({key: contiguous(state[key]) for key in ("momentum_buffer", "momentum_absmax")})
-    if needs_compensation(param, group) and state.get("compensation") is None:
-        state["compensation"] = torch.zeros_like(param)
+    if lacks_compensation(state, param, group):
+        held = state.get("compensation")
+        state["compensation"] = torch.zeros_like(param, dtype=compensation_dtype(param.dtype))
+        if held is not None:
+            local(state["compensation"]).copy_(compensation_of(local(param), local(held)))
 
 
 def create_momentum(state: State, param: Tensor, group: Group) -> None:
@@ -189,6 +193,12 @@ def momentum_values(state: Mapping[str, Any]) -> Tensor | None:
 def needs_compensation(param: Tensor, group: Group) -> bool:
     """True for a parameter of 16 bits in a group with `rounding="kahan"`."""
     return bool(group["rounding"] == "kahan") and param.dtype.itemsize == 2
+
+
+def lacks_compensation(state: Mapping[str, Any], param: Tensor, group: Group) -> bool:
+    """True if the parameter needs one, and has none, or one of another dtype than it has now."""
+    held = getattr(state.get("compensation"), "dtype", None)
+    return needs_compensation(param, group) and held != compensation_dtype(param.dtype)
 
 
 def is_unlatched(param: Tensor, state: State, group: Group) -> bool:

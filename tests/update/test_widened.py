@@ -50,7 +50,7 @@ def tensors(dtype: torch.dtype, bits: str, rounding: str, order: str) -> Tensors
     how: list[Any] = {
         "nearest": [None] * 3,
         "stochastic": [Noise(i, 300 * i) for i in range(3)],
-        "kahan": [(θ * 2**-9).to(dtype) for θ in θs],
+        "kahan": [(θ.float() * 12345).to(torch.int16) for θ in θs],
     }[rounding]
     return [θs, gs, held, how]
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from sgd_sai.quantized import BLOCK
-from sgd_sai.rounding import PERIOD
+from sgd_sai.rounding import PERIOD, ROUNDED_TO_INFINITY
 
 TYPES = {
     torch.float16: tl.float16,
@@ -30,6 +30,7 @@ _HALF_EVEN = tl.constexpr(1.5 * 2**23)
 _SIGN = tl.constexpr(-(2**31))  # the bit of a float32
 _ONE = tl.constexpr(0x3F800000)  # the bits of 1.0
 _PAIRS = tl.constexpr(PERIOD // 2)
+_ROUNDED_TO_INFINITY = tl.constexpr(ROUNDED_TO_INFINITY)
 
 
 @triton.jit
@@ -180,8 +181,10 @@ def _move(
     g_at = _pointer(g_address, g_type, alignment) + start + elements
     θ = tl.load(θ_at, mask).to(wide)
     if rounding == "kahan":
-        c_at = _pointer(c_address, θ_type, alignment) + start + elements
-        θ += tl.load(c_at, mask).to(wide)
+        c_type: tl.constexpr = tl.int16 if θ_type == tl.bfloat16 else θ_type
+        c_at = _pointer(c_address, c_type, alignment) + start + elements
+        c = tl.load(c_at, mask)
+        θ = _joined(θ, c) if c_type == tl.int16 else θ + c.to(wide)
 
     if rounding == "stochastic" or m_type == tl.int8 or m_type == tl.bfloat16:
         bits, of_momentum = _random(first, key, alignment, chunk_size)
@@ -214,10 +217,19 @@ def _move(
             tl.store(m_at, m.to(m_type), mask)
 
     θ = θ * decayed - ηG * m
-    rounded = _up_or_down(θ, bits) if rounding == "stochastic" else θ.to(θ_type)
+    if rounding == "stochastic":
+        rounded = _up_or_down(θ, bits)
+    elif rounding == "kahan" and θ_type == tl.bfloat16:
+        rounded = _up_or_down(θ, 0x8000)
+    else:
+        rounded = θ.to(θ_type)
     tl.store(θ_at, rounded, mask)
     if rounding == "kahan":
-        tl.store(c_at, (θ - rounded.to(wide)).to(θ_type), mask)
+        if c_type == tl.int16:
+            c = θ.to(tl.int32, bitcast=True).to(tl.int16)  # the lower half
+        else:
+            c = (θ - rounded.to(wide)).to(c_type)
+        tl.store(c_at, c, mask)
 
 
 @triton.jit
@@ -245,8 +257,15 @@ def _encoded(m, absmax, bits):
 
 
 @triton.jit
+def _joined(θ, low):
+    """As `rounding.exactly` of a bfloat16."""
+    exact = (θ.to(tl.int32, bitcast=True) + low.to(tl.int32)).to(tl.float32, bitcast=True)
+    return tl.where(tl.abs(exact) < _ROUNDED_TO_INFINITY, exact, θ)
+
+
+@triton.jit
 def _up_or_down(θ, bits):
-    """θ as a bfloat16 above or below, by 16 random bits; what is none stays none."""
+    """θ as a bfloat16 above or below, by 16 bits: random ones, or half a unit; what is none stays none."""
     whole = θ.to(tl.uint32, bitcast=True)
     return _upper_half(tl.where(θ == θ, whole + bits, whole))
 

@@ -7,6 +7,7 @@ which the system has to clear first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,16 @@ import torch
 from torch import Tensor
 
 from sgd_sai.quantized import BLOCK, FewBits, Momentum, Momentum8, Momentum16, stored_in
-from sgd_sai.rounding import PERIOD, Noise, Rounding, bits_of_momentum, random_bits, round_to, uniform
+from sgd_sai.rounding import (
+    PERIOD,
+    Noise,
+    Rounding,
+    bits_of_momentum,
+    exactly,
+    random_bits,
+    round_to,
+    uniform,
+)
 from sgd_sai.update import quantized
 from sgd_sai.update.fused_sgd import decay_of, descend
 from sgd_sai.update.pieces import flat, same_order
@@ -72,7 +82,12 @@ def _move(
     exact = buffers.widened(0, θ, wide)
     if isinstance(rounding, Tensor):
         rounding = flat(rounding)
-        exact.add_(rounding)
+        if rounding.dtype is torch.int16:
+            exact.view(torch.int32).add_(rounding)
+            if not math.isfinite(torch.dot(exact, exact)):  # see `exactly`, which takes four times as long
+                exact.copy_(exactly(θ, rounding))
+        else:
+            exact.add_(rounding)
     m_t = g = buffers.widened(1, g, wide)
     if maximize:
         m_t = g = torch.neg(g, out=buffers.of(1, g.numel(), wide))
