@@ -8,6 +8,8 @@ from pathlib import Path
 
 from sgd_sai.cli import CommandError
 
+_REASON = 200  # characters of it
+
 
 class UnusableRun(ValueError):
     """A run cannot be read, or not be gone on with; one line, which begins with its path or an argument."""
@@ -23,7 +25,8 @@ def damage_named(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        raise DamagedRun(f"{path}: not {what} ({' '.join(str(error).split())})") from None
+        reason = " ".join(str(error).split())[:_REASON]
+        raise DamagedRun(f"{path}: not {what} ({reason})") from None
 
 
 @contextmanager

@@ -72,14 +72,14 @@ def _curves(run: Run) -> table.Row:
     """Return the run's row of `curves.jsonl`, without what it has not."""
     row = {
         "run": _name(run.record),
-        "training": table.columns(run.training),
-        "evaluations": table.columns(run.evaluations),
+        "training": table.columns(run.training) or None,
+        "evaluations": table.columns(run.evaluations) or None,
         "blocks": run.gsnr and run.gsnr.d,
         "gsnr": run.gsnr and run.gsnr.steps,
         "pictures": run.pictures and b64encode(run.pictures).decode(),
         "text": run.text,
     }
-    return {name: value for name, value in row.items() if value not in (None, {})}
+    return {name: value for name, value in row.items() if value is not None}
 
 
 def _run(record: Record, row: table.Row) -> Run:

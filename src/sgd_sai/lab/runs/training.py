@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.tensorboard import SummaryWriter
 
 from sgd_sai import gsnr
 from sgd_sai.diagnostics import GSNRRecorder
@@ -23,6 +22,7 @@ from sgd_sai.lab import optimizers
 from sgd_sai.lab.faults import damage_named
 from sgd_sai.lab.records import GSNR, PICTURES, TEXT, BlockGSNR, MetricsFile, RunConfig, Status, check_metrics
 from sgd_sai.lab.runs import checkpoint, processes
+from sgd_sai.lab.runs.board import Board
 from sgd_sai.lab.runs.prefetch import batches
 from sgd_sai.lab.tasks import Problem, Task
 from sgd_sai.lab.tasks.problem import Batch
@@ -70,7 +70,7 @@ class Training:
         """Open the files for appending, and close them."""
         self.metrics = MetricsFile(self.folder, self.kept)
         with closing(self.metrics):
-            self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1)
+            self.board = Board(self.folder / "tensorboard", purge_step=self.step + 1)
             with closing(self.board):
                 yield
 
@@ -188,8 +188,7 @@ class Training:
 
     def _append(self, line: dict[str, float]) -> None:
         self.metrics.append({"step": self.step, "seconds": self.seconds, **line})
-        for name, value in line.items():
-            self.board.add_scalar(name, value, self.step)
+        self.board.add(self.step, line)
 
     def _result(self, **more: float) -> dict[str, Any]:
         result = {"steps": self.step, "seconds": round(self.seconds, 3)}
