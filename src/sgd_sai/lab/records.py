@@ -165,7 +165,8 @@ class BlockGSNR:
     def decades(self) -> tuple[int, int]:
         """Exponents of the powers of ten around all G_snr: an axis that does not stretch what stays level."""
         values = [math.log10(value) for block in self.steps.values() for value in block if value is not None]
-        return math.floor(min(values, default=0)), math.ceil(max(values, default=1))
+        low = math.floor(min(values, default=0))
+        return low, max(math.ceil(max(values, default=1)), low + 1)
 
     def write(self, folder: Path) -> None:
         """Write `gsnr.json` into `folder`, with four significant digits."""

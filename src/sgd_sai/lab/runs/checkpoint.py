@@ -34,9 +34,14 @@ class Progress(TypedDict):
     metrics_bytes: Count
 
 
+class _OptimizerState(TypedDict):
+    state: object
+    param_groups: list[dict[str, object]]
+
+
 class _States(Progress):
     model: dict[str, Tensor]
-    optimizer: dict[str, object]
+    optimizer: _OptimizerState
     rng: Tensor
     cuda_rng: list[Tensor]
 
@@ -88,12 +93,13 @@ def restore(
     with damage_named(path, "a checkpoint of this run; remove its folder"):
         try:
             saved = check(_Checkpoint, torch.load(io.BytesIO(found), weights_only=True, map_location="cpu"))
-            _check_fits(saved, model, config, data)
+            _check_fits(saved, model, optimizer, config, data)
+            of_optimizer = dict(saved["optimizer"])
             if config.fsdp:
-                processes.load_whole_state(model, optimizer, saved["model"], saved["optimizer"])
+                processes.load_whole_state(model, optimizer, saved["model"], of_optimizer)
             else:
                 model.load_state_dict(saved["model"], strict=False)  # frozen parameters are not in it
-                optimizer.load_state_dict(saved["optimizer"])
+                optimizer.load_state_dict(of_optimizer)
             torch.set_rng_state(saved["rng"])
             torch.cuda.set_rng_state_all(saved["cuda_rng"])
         except (OSError, ValueError):
@@ -126,7 +132,9 @@ def _trained(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in state.items() if name not in frozen}
 
 
-def _check_fits(saved: _Checkpoint, model: nn.Module, config: RunConfig, data: str) -> None:
+def _check_fits(
+    saved: _Checkpoint, model: nn.Module, optimizer: Optimizer, config: RunConfig, data: str
+) -> None:
     """Raise ValueError unless it is of this run, and holds its trained parameters and buffers, no others."""
     asked = config.identity(data)
     if other := differences(saved.get("identity", asked), asked):
@@ -137,6 +145,9 @@ def _check_fits(saved: _Checkpoint, model: nn.Module, config: RunConfig, data: s
     for name in dict.fromkeys((*needed, *held)):
         if held.get(name) != needed.get(name):
             raise ValueError(f"{name} is {held.get(name, 'missing')}, not {needed.get(name, 'in the model')}")
+    for group, built in zip(saved["optimizer"]["param_groups"], optimizer.param_groups, strict=True):
+        if missing := sorted(built.keys() - group.keys()):
+            raise ValueError(f"it is of another optimizer, without {missing[0]!r}")
 
 
 def _shapes(state: dict[str, Tensor]) -> dict[str, str]:
