@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -11,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from sgd_sai.lab.records import METRICS, RUN
+from sgd_sai.lab.records import METRICS
 
 
 def compare(out, *more, task="cnn", steps=60, optimizer="sgd-sai", lr="0.5"):
@@ -52,15 +51,3 @@ def wait_for_step(process, folder, step):
             return
         time.sleep(0.02)
     raise AssertionError(f"ended with {process.returncode} before step {step}: {process.stderr.read()}")
-
-
-def files_of(folder):
-    """What the files of a folder hold, and when each was written last."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
-    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
-
-
-def set_status(folder, status):
-    """Make the record say that its run has not ended."""
-    path = folder / RUN
-    path.write_text(json.dumps({**json.loads(path.read_text()), "status": status, "result": None}))

@@ -7,8 +7,9 @@ import shutil
 
 import pytest
 import torch
-from lab_commands import compare, files_of, set_status
+from lab_commands import compare
 
+from run_files import files_of, set_status
 from sgd_sai.cli import main
 from sgd_sai.lab.faults import DamagedRun
 from sgd_sai.lab.records import CHECKPOINT, Record, RunConfig

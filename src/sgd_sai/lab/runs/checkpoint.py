@@ -86,8 +86,7 @@ def restore(
     Raises:
         DamagedRun: the file is not a checkpoint of this run, or not as it was written.
     """
-    path = folder / CHECKPOINT
-    found = processes.decided(partial(_read, path))
+    path, found = processes.decided(partial(_read, folder / CHECKPOINT))
     if found is None:
         return None
     with damage_named(path, "a checkpoint of this run; remove its folder"):
@@ -113,16 +112,16 @@ def _seal(of: bytes) -> bytes:
     return _MARK + hashlib.sha256(of).hexdigest().encode()
 
 
-def _read(path: Path) -> bytes | None:
-    """Return the content of a checkpoint as it was sealed."""
+def _read(path: Path) -> tuple[Path, bytes | None]:
+    """Return the content of a checkpoint as it was sealed, None if there is none, and where it is."""
     with damage_named(path, "as it was written; remove its folder"):
         found = content(path)
         if found is None:
-            return None
+            return path, None
         whole, seal = found[: -len(_MARK) - _DIGITS], found[-len(_MARK) - _DIGITS :]
         if seal.startswith(_MARK) and seal != _seal(whole):
             raise ValueError("its sha256 differs")
-        return found
+        return path, found
 
 
 def _trained(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
