@@ -113,7 +113,8 @@ def test_two_processes_that_start_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["tune", "sweep"])
-def test_the_other_commands_claim_their_folder_too(command, tmp_path, meanwhile, capsys):
+def test_the_other_commands_claim_their_folder_too(command, tmp_path, meanwhile, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     out = tmp_path / "out"
     meanwhile(lambda: arguments.make_folder(out, resume=False))
     given = [command, "--task", "cnn", "--optimizer", "sgd", "--steps", "2", "--out", str(out)]
