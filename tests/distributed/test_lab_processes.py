@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 from world import world
 
+from run_files import files_of, set_status
+
 pytest.importorskip("transformers", reason="the lab extra is not installed")
 
 from transformers.modeling_outputs import TokenClassifierOutput
 
-from sgd_sai.lab.records import CHECKPOINT, RunConfig
+from sgd_sai.lab.faults import UnusableRun
+from sgd_sai.lab.records import CHECKPOINT, METRICS, RunConfig
 from sgd_sai.lab.runs import processes, runner
 from sgd_sai.lab.tasks import ALL, Problem
 from sgd_sai.lab.tasks.problem import IGNORED, Batch
@@ -69,3 +72,43 @@ def test_uneven_shares(fsdp: bool, accumulate: int, tmp_path: Path) -> None:
     )
     for name, value in one.items():
         torch.testing.assert_close(two[name], value)
+
+
+def refused(folder: Path, config: RunConfig) -> str:
+    """What a rank says where the run cannot be gone on with; then the ranks still meet."""
+    with pytest.raises(UnusableRun) as caught:
+        train(folder, config, 1)
+    return str(caught.value)
+
+
+def test_rank_0_tells_the_others_that_the_folder_holds_another_run(tmp_path: Path) -> None:
+    """They see none: their folders are thrown away. Without a word they would wait for it."""
+    train(tmp_path / "run", CONFIG, 1)
+    left = files_of(tmp_path / "run")
+    asked = replace(CONFIG, ranks=2, lr=0.1)
+    one, other = world(2, refused, tmp_path / "run", asked)
+    assert one == other
+    assert "lr 0.5, not 0.1, ranks 1, not 2" in one
+    assert files_of(tmp_path / "run") == left
+
+
+@pytest.mark.parametrize("how", ["flipped", "empty model", "metrics"])
+@pytest.mark.parametrize("fsdp", [False, True], ids=["ddp", "fsdp"])
+def test_a_damaged_run_is_refused_on_every_rank(fsdp: bool, how: str, tmp_path: Path) -> None:
+    folder, config = tmp_path / "run", replace(CONFIG, ranks=2, fsdp=fsdp)
+    world(2, train, folder, config, 1)
+    set_status(folder, "interrupted")
+    path = folder / (METRICS if how == "metrics" else CHECKPOINT)
+    content = bytearray(path.read_bytes())
+    if how == "empty model":
+        torch.save({**torch.load(path, weights_only=True), "model": {}}, path)
+    elif how == "flipped":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:
+        path.write_bytes(content[:-5])
+    left = files_of(folder)
+    one, other = world(2, refused, folder, config)
+    assert one == other
+    assert one.startswith(f"{path}: not ")
+    assert files_of(folder) == left

@@ -11,8 +11,8 @@ import pytest
 from lab_commands import compare
 
 from sgd_sai.cli import CommandError, main
+from sgd_sai.lab.faults import DamagedRun
 from sgd_sai.lab.reading import read_runs
-from sgd_sai.lab.records import DamagedRun
 from sgd_sai.lab.runs.runner import load
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from sgd_sai.cli import main
 from sgd_sai.lab import packed
+from sgd_sai.lab.faults import DamagedRun
 from sgd_sai.lab.reading import read_runs
-from sgd_sai.lab.records import DamagedRun
 
 
 @pytest.fixture
@@ -35,7 +35,8 @@ def test_every_run_is_kept_as_it_is(runs, tmp_path):
     """What a run made, one that diverged, one without curves, one with null in its g-SNR."""
     (first, second, third, *_) = read_runs([runs])
     gsnr = replace(second.gsnr, steps={0: [None] * len(second.gsnr.d)})
-    diverged = replace(second.record, status="diverged", result={"diverged_at": 3}, tuning=None)
+    lost = {"steps": 3, "seconds": 0.5, "state_bytes": 8}
+    diverged = replace(second.record, status="diverged", result={**lost, "diverged_at": 3}, tuning=None)
     kept = [
         replace(first, pictures=b"\x89PNG\r\n\x1a\n", text="def f():\n\u2028 return 'λ'"),
         replace(second, record=diverged, gsnr=gsnr, evaluations=second.evaluations[:1]),

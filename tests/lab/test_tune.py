@@ -10,6 +10,7 @@ import pytest
 from sgd_sai.cli import CommandError, main
 from sgd_sai.lab import tuned
 from sgd_sai.lab.optimizers import DEFAULT, OPTIMIZERS
+from sgd_sai.lab.provenance import machine
 from sgd_sai.lab.records import Record, RunConfig
 from sgd_sai.lab.tasks import DEFAULT as DEFAULT_TASKS
 from sgd_sai.lab.tasks import TASKS
@@ -24,7 +25,9 @@ def record_at(lr, best):
         {"diverged_at": 3} if diverged else {"val_loss": 1 + abs(math.log(lr / best)), "val_accuracy": 0.5}
     )
     task = {"metric": "val_loss", "data": "none"}
-    return Record(config, "diverged" if diverged else "finished", task, 1, None, {}, {}, "", "", result)
+    return Record(
+        config, "diverged" if diverged else "finished", task, 1, None, machine(), {}, "", "", result
+    )
 
 
 @pytest.mark.parametrize(

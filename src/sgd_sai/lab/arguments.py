@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from sgd_sai.cli import CommandError
+from sgd_sai.lab import provenance
 from sgd_sai.lab.optimizers import DEFAULT, OPTIMIZERS, check_installed
-from sgd_sai.lab.records import DamagedRun
 from sgd_sai.lab.runs import processes
 from sgd_sai.lab.runs.runner import load
 from sgd_sai.lab.tasks import DEFAULT as DEFAULT_TASKS
@@ -159,15 +158,6 @@ def folder(out: Path | None, resume: bool, default: Path) -> Path:
     return out
 
 
-@contextmanager
-def damage_told() -> Iterator[None]:
-    """Turn a `DamagedRun` into the command's error."""
-    try:
-        yield
-    except DamagedRun as error:
-        raise CommandError(str(error)) from None
-
-
 def check_alone(command: str) -> None:
     """Raise if torchrun has started several processes."""
     if processes.started() > 1:
@@ -178,12 +168,24 @@ def check_alone(command: str) -> None:
         )
 
 
-def make_folder(out: Path) -> None:
-    """Create `out` and see that it can be written to."""
-    probe = out / ".writable"
+def new_folder(command: str) -> Path:
+    """Return the folder of a command that is given none."""
+    return Path("runs", f"{command}-{provenance.now()[:19].replace(':', '')}")
+
+
+def make_folder(out: Path, resume: bool) -> None:
+    """Create `out`, for this process alone unless `resume`, and see that it can be written to.
+
+    Another process may have begun to fill it since `folder` looked, while the data was loaded, say.
+    """
+    claim = out / ".begun"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        claim.open("a" if resume else "x").close()
+    except FileExistsError:
+        raise CommandError(
+            f"--out: another process has just begun runs in {out}; give another folder, or --resume to share "
+            "its runs"
+        ) from None
     except OSError as error:
         raise CommandError(f"--out: cannot write to {out}: {error.strerror}") from None

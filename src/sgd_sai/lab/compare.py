@@ -7,11 +7,13 @@ order on the same schedule; the learning rates were tuned by `sgd-sai tune` on a
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sgd_sai.cli import CommandError
-from sgd_sai.lab import arguments, provenance, tune, tuned
+from sgd_sai.lab import arguments, tune, tuned
+from sgd_sai.lab.faults import faults_told
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import RunConfig
 from sgd_sai.lab.report.command import write as write_report
@@ -38,21 +40,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@arguments.damage_told()
 def run(args: argparse.Namespace) -> int:
     """Carry out the runs that are not finished, and write the report, also after Ctrl-C; 0."""
     jobs = arguments.integer("--jobs", args.jobs, least=1, most=arguments.MOST_AT_ONCE)
     _check_ranks(args, jobs)
     with processes.group():
-        planned, out = _planned(args, jobs)
-        if processes.first():
-            arguments.make_folder(out)
-        try:
-            with run_pool(sum(run.config.steps for run in planned)) as runs:
-                runs.run_all(planned, jobs)
-        finally:
-            if processes.first() and any(out.glob("*/run.json")):
-                write_report([out], out / "report.html")
+        planned, out = processes.decided(partial(_planned, args, jobs))
+        with processes.first_alone():  # it may train a model that the others find
+            arguments.check_data({each.config.task for each in planned}, args.data)
+        processes.decided(partial(arguments.make_folder, out, args.resume))
+        with faults_told("--out", out):
+            try:
+                with run_pool(sum(run.config.steps for run in planned)) as runs:
+                    runs.run_all(planned, jobs)
+            finally:
+                if processes.first() and any(out.glob("*/run.json")):
+                    write_report([out], out / "report.html")
     return 0
 
 
@@ -77,7 +80,7 @@ def _check_ranks(args: argparse.Namespace, jobs: int) -> None:
 
 
 def _planned(args: argparse.Namespace, jobs: int) -> tuple[list[PlannedRun], Path]:
-    """Return the runs and their folder. Every input is checked before anything is written."""
+    """Return the runs and their folder; every input is checked before anything is written."""
     tasks = arguments.tasks(args.task, args.scale, args.data)
     optimizers = arguments.optimizers(args.optimizer)
     seeds = arguments.integers("--seeds", args.seeds)
@@ -91,8 +94,7 @@ def _planned(args: argparse.Namespace, jobs: int) -> tuple[list[PlannedRun], Pat
     lr = None if args.lr is None else arguments.learning_rate("--lr", args.lr)
     if lr is not None and len(optimizers) > 1:
         raise CommandError(f"--lr: given for {len(optimizers)} optimizers; name one with --optimizer")
-    named = processes.told("compare-" + provenance.now()[:19].replace(":", ""))
-    out = arguments.folder(args.out, args.resume, Path("runs", named))
+    out = arguments.folder(args.out, args.resume, arguments.new_folder("compare"))
     data = None if args.data is None else str(args.data)
     planned: list[PlannedRun] = []
     try:
@@ -107,11 +109,9 @@ def _planned(args: argparse.Namespace, jobs: int) -> tuple[list[PlannedRun], Pat
                     )  # fmt: skip
                     planned.append(PlannedRun(config, out / f"{task}-{optimizer}-{seed}", tuning))
         for each in planned:
-            runner.check_resumable(each.config, each.folder)
+            runner.held(each.config, each.folder)
     except ValueError as error:
         raise CommandError(str(error)) from None
-    with processes.first_alone():  # it may train a model that the others find
-        arguments.check_data(tasks, args.data)
     return planned, out
 
 

@@ -7,16 +7,34 @@ it logged, a list for each quantity, the g-SNR of its blocks, and what the model
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypedDict
 
 from sgd_sai.lab import table
-from sgd_sai.lab.records import BlockGSNR, DamagedRun, Record, Run
+from sgd_sai.lab.faults import damage_named
+from sgd_sai.lab.records import BlockGSNR, Record, Run
+from sgd_sai.lab.schema import check
 
 RUNS, CURVES = "runs.jsonl", "curves.jsonl"
 _SHARED = ("task", "tuning", "machine", "versions", "command")
+_WHAT = "the records of runs"
+
+
+class _Named(TypedDict):
+    run: str
+
+
+class _Curves(_Named, total=False):
+    """A row of `curves.jsonl`; what stands in its columns is checked as that of a folder is."""
+
+    training: dict[str, list[Any]]
+    evaluations: dict[str, list[Any]]
+    blocks: dict[str, Any]
+    gsnr: dict[str, Any]
+    pictures: str
+    text: str
 
 
 def write(runs: Sequence[Run], folder: Path) -> None:
@@ -32,25 +50,17 @@ def write(runs: Sequence[Run], folder: Path) -> None:
 
 def read(folder: Path) -> list[Run]:
     """Read the runs of `folder`; `DamagedRun` if its files are not what `write` wrote."""
-    with _damage_named(folder / RUNS):
+    with damage_named(folder / RUNS, _WHAT):
         records = [Record.of(row) for row in table.read(folder / RUNS)]
         if not records:
             raise ValueError("it is empty")
-    if not (folder / CURVES).is_file():
+    if not (folder / CURVES).exists():
         return [Run(record, [], []) for record in records]
-    with _damage_named(folder / CURVES):
-        curves = table.read(folder / CURVES)
+    with damage_named(folder / CURVES, _WHAT):
+        curves = [check(_Curves, row) for row in table.read(folder / CURVES)]
         if [row["run"] for row in curves] != [_name(record) for record in records]:
             raise ValueError(f"its runs are not those of {RUNS} beside it")
         return [_run(record, row) for record, row in zip(records, curves, strict=True)]
-
-
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DamagedRun(f"{path}: not the records of runs ({type(error).__name__}: {error})") from None
 
 
 def _name(record: Record) -> str:
@@ -62,23 +72,23 @@ def _curves(run: Run) -> table.Row:
     """Return the run's row of `curves.jsonl`, without what it has not."""
     row = {
         "run": _name(run.record),
-        "training": table.columns(run.training),
-        "evaluations": table.columns(run.evaluations),
+        "training": table.columns(run.training) or None,
+        "evaluations": table.columns(run.evaluations) or None,
         "blocks": run.gsnr and run.gsnr.d,
         "gsnr": run.gsnr and run.gsnr.steps,
         "pictures": run.pictures and b64encode(run.pictures).decode(),
         "text": run.text,
     }
-    return {name: value for name, value in row.items() if value not in (None, {})}
+    return {name: value for name, value in row.items() if value is not None}
 
 
 def _run(record: Record, row: table.Row) -> Run:
     gsnr, pictures = row.get("gsnr"), row.get("pictures")
-    return Run(
+    return Run.of(
         record,
         table.rows(row.get("training", {})),
         table.rows(row.get("evaluations", {})),
-        None if gsnr is None else BlockGSNR.of({"d": row["blocks"], "steps": gsnr}),
-        None if pictures is None else b64decode(pictures),
+        None if gsnr is None else BlockGSNR.of({"d": row.get("blocks"), "steps": gsnr}),
+        None if pictures is None else b64decode(pictures, validate=True),
         row.get("text"),
     )

@@ -6,17 +6,22 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sgd_sai.lab import packed
+from sgd_sai.lab.faults import UnusableRun
 from sgd_sai.lab.records import METRICS, RUN, Run
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
-    """Every run in or below `folders`, in the order in which they were started. ValueError, one line."""
+    """Every run in or below `folders`, in the order in which they were started.
+
+    Raises:
+        UnusableRun: there is none, or one is damaged.
+    """
     runs = []
     for folder in folders:
         alone = sorted(path.parent for path in folder.rglob(RUN))
         studies = sorted(path.parent for path in folder.rglob(packed.RUNS))
         if not alone and not studies:
-            raise ValueError(
+            raise UnusableRun(
                 f"{folder}: holds no run; a run is a folder with {RUN} and {METRICS}, "
                 f"a packed study one with {packed.RUNS}"
             )

@@ -12,18 +12,37 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from sgd_sai.files import write_aside, write_json
+from sgd_sai.lab.faults import damage_named
+from sgd_sai.lab.fields import EvaluationLine, Machine, Result, TaskAsRun, TrainingLine, Tuning
+from sgd_sai.lab.optimizers import OPTIMIZERS
+from sgd_sai.lab.schema import AtLeastOne, Count, NotNegative, Positive, check, parse
 
 RUN, METRICS, CHECKPOINT, GSNR = "run.json", "metrics.jsonl", "checkpoint.pt", "gsnr.json"
 PICTURES, TEXT = "samples.png", "samples.txt"
+Status = Literal["running", "interrupted", "diverged", "finished"]
+_LINES = "the metrics of a run"
 
 
-class DamagedRun(ValueError):
-    """A file of a run has not the form in which the lab writes it; one line, which begins with its path."""
+def content(path: Path) -> bytes | None:
+    """Return the bytes of a file; None if there is none; OSError if a folder, say, has its name."""
+    if not path.exists():
+        return None
+    if not path.is_file():  # reading from a pipe might never end
+        raise OSError("it is no file")
+    return path.read_bytes()
+
+
+def _json(path: Path) -> Any:
+    if (found := content(path)) is None:
+        raise OSError("it is missing")
+    return parse(found.decode())
 
 
 @dataclass(frozen=True)
@@ -43,14 +62,28 @@ class RunConfig:
 
     task: str
     optimizer: str
-    seed: int
-    steps: int
-    lr: float
+    seed: Count
+    steps: AtLeastOne
+    lr: Positive
     data: str | None
-    threads: int
-    weight_decay: float | None = None
-    ranks: int = 1
+    threads: AtLeastOne
+    weight_decay: NotNegative | None = None
+    ranks: AtLeastOne = 1
     fsdp: bool = False
+
+    def identity(self, data: str) -> dict[str, Any]:
+        """Return what a run that goes on must have in common; `data` says what the data is, not where."""
+        return {**asdict(self), "data": data}
+
+
+def differences(held: dict[str, Any], asked: dict[str, Any]) -> str:
+    """Return in what an identity differs from the one that is asked for, "" if they are the same."""
+    names = dict.fromkeys((*asked, *held))
+    return ", ".join(
+        f"{name} {held.get(name)}, not {asked.get(name)}"
+        for name in names
+        if held.get(name) != asked.get(name)
+    )
 
 
 @dataclass
@@ -69,15 +102,15 @@ class Record:
     """
 
     config: RunConfig
-    status: str
-    task: dict[str, Any]
-    parameters: int
-    tuning: dict[str, Any] | None
-    machine: dict[str, Any]
+    status: Status
+    task: Annotated[dict[str, Any], TaskAsRun]
+    parameters: Count
+    tuning: Annotated[dict[str, Any], Tuning] | None
+    machine: Annotated[dict[str, Any], Machine]
     versions: dict[str, str]
     command: str
     date: str
-    result: dict[str, Any] | None = None
+    result: Annotated[dict[str, Any], Result] | None = None
 
     def write(self, folder: Path) -> None:
         """Write `run.json` into `folder`."""
@@ -86,16 +119,24 @@ class Record:
     @classmethod
     def read(cls, folder: Path) -> Record:
         """Read `run.json` of `folder`; `DamagedRun` if it is none."""
-        path = folder / RUN
-        try:
-            return cls.of(json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise DamagedRun(f"{path}: not the record of a run ({type(error).__name__}: {error})") from None
+        with damage_named(folder / RUN, "the record of a run"):
+            return cls.of(_json(folder / RUN))
 
     @classmethod
-    def of(cls, fields: dict[str, Any]) -> Record:
-        """Make one of its JSON; TypeError or KeyError if fields are missing or unknown."""
-        return cls(**{**fields, "config": RunConfig(**fields["config"])})
+    def of(cls, fields: Any) -> Record:
+        """Make one of its JSON; ValueError if fields are missing, unknown, or do not belong together."""
+        record: Record = check(cls, fields)
+        optimizer, result = record.config.optimizer, record.result or {}
+        if optimizer not in OPTIMIZERS:
+            raise ValueError(f"config.optimizer is {optimizer!r}; allowed: {', '.join(OPTIMIZERS)}")
+        if record.tuning is not None and not record.tuning["grid"]:
+            raise ValueError("tuning.grid is empty")
+        ends = {"diverged": {"diverged_at"}, "finished": {"val_loss", record.task["metric"]}}
+        if record.status in ends or record.result is not None:
+            needed = {"steps", "seconds", "state_bytes"} | ends.get(record.status, set())
+            if missing := sorted(needed - result.keys()):
+                raise ValueError(f"result lacks {missing[0]!r}, and the run has {record.status}")
+        return record
 
 
 @dataclass
@@ -108,8 +149,8 @@ class BlockGSNR:
             was zero or not finite.
     """
 
-    d: dict[str, int]
-    steps: dict[int, list[float | None]]
+    d: dict[str, AtLeastOne]
+    steps: dict[Count, list[Positive | None]]
 
     @property
     def spans(self) -> list[float]:
@@ -124,7 +165,8 @@ class BlockGSNR:
     def decades(self) -> tuple[int, int]:
         """Exponents of the powers of ten around all G_snr: an axis that does not stretch what stays level."""
         values = [math.log10(value) for block in self.steps.values() for value in block if value is not None]
-        return math.floor(min(values, default=0)), math.ceil(max(values, default=1))
+        low = math.floor(min(values, default=0))
+        return low, max(math.ceil(max(values, default=1)), low + 1)
 
     def write(self, folder: Path) -> None:
         """Write `gsnr.json` into `folder`, with four significant digits."""
@@ -135,18 +177,20 @@ class BlockGSNR:
         write_aside(folder / GSNR, json.dumps({"d": self.d, "steps": steps}, separators=(",", ":")) + "\n")
 
     @classmethod
-    def read(cls, folder: Path) -> BlockGSNR:
-        """Read `gsnr.json` of `folder`; `DamagedRun` if it is none."""
-        path = folder / GSNR
-        try:
-            return cls.of(json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DamagedRun(f"{path}: not the g-SNR of a run ({type(error).__name__}: {error})") from None
+    def read(cls, folder: Path) -> BlockGSNR | None:
+        """Read `gsnr.json` of `folder`, None if there is none; `DamagedRun` if it is something else."""
+        with damage_named(folder / GSNR, "the g-SNR of a run"):
+            return cls.of(_json(folder / GSNR)) if (folder / GSNR).exists() else None
 
     @classmethod
-    def of(cls, fields: dict[str, Any]) -> BlockGSNR:
-        """Make one of its JSON; ValueError, TypeError, KeyError or AttributeError if it is none."""
-        return cls(fields["d"], {int(step): values for step, values in fields["steps"].items()})
+    def of(cls, fields: Any) -> BlockGSNR:
+        """Make one of its JSON; ValueError if it is none."""
+        found: BlockGSNR = check(cls, fields)
+        _check_rising(found.steps)
+        for step, values in found.steps.items():
+            if len(values) != len(found.d):
+                raise ValueError(f"steps.{step} has {len(values)} values of {len(found.d)} blocks")
+        return found
 
 
 @dataclass(frozen=True)
@@ -168,35 +212,76 @@ class Run:
     text: str | None = None
 
     @classmethod
+    def of(cls, record: Record, training: Any, evaluations: Any, *rest: Any) -> Run:
+        """Make one of its record, of JSON for its curves, and of the rest; ValueError if they are none."""
+        training, evaluations = _checked(training, evaluations)
+        metric = record.task["metric"]
+        if any(metric not in line for line in evaluations):
+            raise ValueError(f"an evaluation lacks {metric!r}, by which the task is judged")
+        return cls(record, training, evaluations, *rest)
+
+    @classmethod
     def read(cls, folder: Path) -> Run:
         """Read the files of `folder`; `DamagedRun` for the one that is not what a run leaves."""
-        record, path = Record.read(folder), folder / METRICS
-        try:
-            written = path.read_text() if path.is_file() else ""
-            whole = written[: written.rfind("\n") + 1]  # a run that is killed may leave the half of a line
-            lines = [json.loads(line) for line in whole.splitlines()]
-        except ValueError as error:
-            raise DamagedRun(f"{path}: not JSON Lines ({error})") from None
-        return cls(
-            record,
-            [line for line in lines if "train_loss" in line],
-            [line for line in lines if "val_loss" in line],
-            BlockGSNR.read(folder) if (folder / GSNR).is_file() else None,
-            (folder / PICTURES).read_bytes() if (folder / PICTURES).is_file() else None,
-            (folder / TEXT).read_text("utf-8") if (folder / TEXT).is_file() else None,
-        )
+        record, gsnr = Record.read(folder), BlockGSNR.read(folder)
+        with damage_named(folder / PICTURES, "a picture"):
+            pictures = content(folder / PICTURES)
+        with damage_named(folder / TEXT, "a text"):
+            text = content(folder / TEXT)
+            written = None if text is None else text.decode()
+        with damage_named(folder / METRICS, _LINES):
+            training, evaluations = _read_metrics(folder)
+            if record.status == "finished" and not evaluations:
+                raise ValueError("it lacks the last evaluation, and the run has finished")
+            return cls.of(record, training, evaluations, gsnr, pictures, written)
+
+
+def check_metrics(folder: Path, keep: int) -> None:
+    """Raise `DamagedRun` unless the first `keep` bytes of `metrics.jsonl` are whole lines of a run."""
+    with damage_named(folder / METRICS, _LINES):
+        _read_metrics(folder, keep)
+
+
+def _read_metrics(folder: Path, keep: int | None = None) -> tuple[list[Any], list[Any]]:
+    """Return the lines of training and of evaluations, of the first `keep` bytes if that is given."""
+    found = content(folder / METRICS) or b""
+    whole = found[: found.rfind(b"\n") + 1]  # a run that is killed may leave the half of a line
+    if keep is not None:
+        whole = found[:keep]
+        if len(found) < keep or (whole and not whole.endswith(b"\n")):
+            raise ValueError(f"it has {len(found)} bytes, where the checkpoint beside it knows {keep}")
+    lines = [
+        check(dict[str, Any], parse(line), f"line {number}")
+        for number, line in enumerate(whole.decode().splitlines(), start=1)
+    ]
+    training = [line for line in lines if "train_loss" in line]
+    evaluations = [line for line in lines if "train_loss" not in line]
+    return _checked(training, evaluations)
+
+
+def _checked(training: Any, evaluations: Any) -> tuple[list[Any], list[Any]]:
+    """Return the lines of `metrics.jsonl`; ValueError if one is none, or their steps do not rise."""
+    curves = (
+        check(list[TrainingLine], training, "training"),
+        check(list[EvaluationLine], evaluations, "evaluations"),
+    )
+    for lines in curves:
+        _check_rising(line["step"] for line in lines)
+    return curves
+
+
+def _check_rising(steps: Iterable[int]) -> None:
+    for step, following in pairwise(steps):
+        if following <= step:
+            raise ValueError(f"step {following} follows step {step}")
 
 
 class MetricsFile:
     """`metrics.jsonl` of a run, open for appending whole lines."""
 
     def __init__(self, folder: Path, keep: int) -> None:
-        """Open it, cut it after the `keep` bytes that a checkpoint knows; `DamagedRun` if it has less."""
-        path = folder / METRICS
-        self._file = path.open("ab")
-        if (held := self._file.seek(0, os.SEEK_END)) < keep:
-            self._file.close()
-            raise DamagedRun(f"{path}: has {held} bytes, where the checkpoint beside it knows {keep}")
+        """Open it, cut it after the `keep` bytes that a checkpoint knows."""
+        self._file = (folder / METRICS).open("ab")
         self._file.truncate(keep)
 
     def append(self, line: dict[str, float]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sgd_sai.files import write_aside
+from sgd_sai.lab.schema import parse
 
 Row = dict[str, Any]
 #: Column → number → value.
@@ -68,7 +69,7 @@ def _parse(text: str) -> tuple[list[Row], _Shared]:
     known: _Shared = {}
     for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), start=1):
         try:
-            row = json.loads(line)
+            row = parse(line)
             if "shared" in row:
                 known.setdefault(row["shared"], {})[row["number"]] = row["value"]
                 continue

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from sgd_sai.cli import CommandError
-from sgd_sai.lab import arguments, provenance, tuned
+from sgd_sai.lab import arguments, tuned
+from sgd_sai.lab.faults import faults_told
+from sgd_sai.lab.numbers import exact
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import Record, RunConfig
-from sgd_sai.lab.runs import runner
 from sgd_sai.lab.runs.run_pool import PlannedRun, run_pool
 from sgd_sai.lab.tasks import ALL
 
@@ -38,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--missing", action="store_true", help="search only for what FILE lacks")
 
 
-@arguments.damage_told()
 def run(args: argparse.Namespace) -> int:
     """Tune and enter the results; 0."""
     arguments.check_alone("tune")
@@ -46,9 +46,7 @@ def run(args: argparse.Namespace) -> int:
     optimizers = arguments.optimizers(args.optimizer)
     steps = None if args.steps is None else arguments.integer("--steps", args.steps, least=1)
     threads = arguments.threads(args.threads)
-    out = arguments.folder(
-        args.out, args.resume, Path("runs", "tune-" + provenance.now()[:19].replace(":", ""))
-    )
+    out = arguments.folder(args.out, args.resume, arguments.new_folder("tune"))
     try:
         entries = tuned.read(args.tuned)
     except ValueError as error:
@@ -56,20 +54,14 @@ def run(args: argparse.Namespace) -> int:
     if not args.tuned.parent.is_dir():
         raise CommandError(f"--tuned: the folder {args.tuned.parent} does not exist")
     arguments.check_data(tasks, args.data)
-    arguments.make_folder(out)
+    arguments.make_folder(out, args.resume)
     data = None if args.data is None else str(args.data)
-    with run_pool() as runs:
+    with faults_told("--out", out), run_pool() as runs:
         for task in tasks:
 
             def train(optimizer: str, lr: float, task: str = task) -> Record:
                 config = RunConfig(task, optimizer, SEED, steps or ALL[task].steps, lr, data, threads)
-                folder = out / f"{task}-{optimizer}-{lr:.3g}"
-                if args.resume:
-                    try:
-                        runner.check_resumable(config, folder)
-                    except ValueError as error:
-                        raise CommandError(str(error)) from None
-                return runs.run(PlannedRun(config, folder))
+                return runs.run(PlannedRun(config, out / f"{task}-{optimizer}-{exact(lr)}"))
 
             for optimizer in optimizers:
                 if not (args.missing and optimizer in entries.get(task, {})):

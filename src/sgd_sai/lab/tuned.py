@@ -7,13 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from sgd_sai.lab import table
+from sgd_sai.lab.fields import Machine, Metric, Point
+from sgd_sai.lab.schema import AtLeastOne, Count, Positive, check
 
 #: Those that come with the package, of every task and optimizer.
 OWN = Path(__file__).with_name("tuned.jsonl")
 _SHARED = ("data", "command", "machine", "versions")
+
+
+class _Entry(TypedDict):
+    """A row of the file, its points as columns."""
+
+    task: str
+    optimizer: str
+    lr: Positive
+    points: dict[str, list[Any]]
+    metric: Metric
+    seed: Count
+    steps: AtLeastOne
+    data: str
+    threads: AtLeastOne
+    command: str
+    date: str
+    machine: Machine
+    versions: dict[str, str]
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
@@ -22,13 +42,14 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
         return {}
     entries: dict[str, dict[str, Any]] = {}
     try:
-        for row in table.read(path):
-            points = table.rows(row["points"])
-            entry = {**row, "grid": [point["lr"] for point in points], "points": points}
+        for number, row in enumerate(table.read(path), start=1):
+            entry = check(_Entry, row, f"entry {number}")
+            points = check(list[Point], table.rows(entry["points"]), f"entry {number}.points")
+            entry |= {"grid": [point["lr"] for point in points], "points": points}
+            if entry["lr"] not in entry["grid"]:
+                raise ValueError(f"entry {number}.lr is {entry['lr']}, which is none of its points")
             entries.setdefault(entry.pop("task"), {})[entry.pop("optimizer")] = entry
-            if not entry["lr"] > 0:
-                raise ValueError("a learning rate is not positive")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a file of tuned learning rates ({error})") from None
     return entries
 

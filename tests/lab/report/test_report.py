@@ -47,6 +47,8 @@ def test_runs_of_other_settings_are_other_tables(runs):
     assert len(by_task([one, at(steps=99)])) == 2
     (task,) = by_task([one, at(lr=0.123), at(seed=7)])
     assert [len(row.runs) for row in task.rows] == [1, 2]
+    (task,) = by_task([at(lr=0.12345678), at(lr=0.12345679)])
+    assert [row.label.partition(", ")[2] for row in task.rows] == ["lr 0.12345678", "lr 0.12345679"]
     swept = [at(lr=lr, weight_decay=decay) for lr in (0.1, 1.0) for decay in (0.0, 1e-3)]
     assert by_task(swept) == []
     text = page.build([one, *swept])

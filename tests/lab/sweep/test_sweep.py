@@ -173,6 +173,9 @@ def test_a_grid_grows_where_its_best_lies_on_an_edge():
     assert axes.grown((1.0, 1e-3)) == Axes([0.1, 1.0, 10.0], [0.0, 1e-3, 0.01])
     assert axes.grown((0.1, 0.0)) == Axes([0.01, 0.1, 1.0], [0.0, 1e-3])
     assert Axes([0.1, 1.0, 10.0], [0.0]).grown((1.0, 0.0)) is None
+    near = Axes([1.0001, 1.0002], [0.0])  # three digits would bring the next back to 1
+    assert near.grown((1.0002, 0.0)).rates[2] == pytest.approx(1.0003, abs=1e-7)
+    assert Axes([0.99991, 0.99992], [0.0]).grown((0.99991, 0.0)).rates[0] == pytest.approx(0.9999, abs=1e-7)
 
 
 def test_it_goes_on_with_a_wider_grid_but_not_with_other_runs(tmp_path, capsys):
@@ -195,6 +198,19 @@ def test_a_run_that_fails_is_one_line_and_the_others_go_on(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "lr 1 · λ 0: failed, FileExistsError" in printed
     assert "lr 0.5 · λ 0: validation loss" in printed
+
+
+def test_points_that_are_equal_in_six_digits_are_points_of_their_own(tmp_path):
+    """Each has its run, its folder, and its place on the axes."""
+    out = tmp_path / "sweep"
+    rates, decays = (0.12345678, 0.12345679), (0.0010000001, 0.0010000002)
+    given = ["--lr", ",".join(map(repr, rates)), "--weight-decay", ",".join(map(repr, decays))]
+    assert main(sweeping(out, *given, "--steps", "2")) == 0
+    runs = read_runs([out])
+    points = [(run.record.config.lr, run.record.config.weight_decay) for run in runs]
+    assert sorted(points) == list(product(rates, decays))
+    assert len([*out.glob("*/run.json")]) == 4
+    assert all(f'"{value!r}"' in (out / "sweep.html").read_text() for value in (*rates, *decays))
 
 
 @pytest.mark.parametrize("width", [390, 1200])

@@ -89,7 +89,8 @@ def _loss_range(lines: Sequence[dict[str, float]]) -> list[float] | None:
         return None
     losses = [line["val_loss"] for line in lines]
     low, high = min(losses), max(losses)
-    high = min(high, 2 * max(line["val_loss"] for line in lines if line["step"] == 0) - low)
+    untrained = max((line["val_loss"] for line in lines if line["step"] == 0), default=high)
+    high = min(high, 2 * untrained - low)
     margin = 0.05 * (high - low)
     return [low - margin, high + margin]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from sgd_sai.cli import CommandError
 from sgd_sai.files import write_aside
 from sgd_sai.lab import packed
+from sgd_sai.lab.faults import faults_told
 from sgd_sai.lab.reading import read_runs
 from sgd_sai.lab.records import RUN
 from sgd_sai.lab.report import figure, page
@@ -45,12 +46,8 @@ def run(args: argparse.Namespace) -> int:
         return _pack(args.runs, args.pack)
     if not args.out.parent.is_dir() or args.out.is_dir():
         raise CommandError(f"--out: cannot write {args.out}; allowed: a file in a folder that exists")
-    try:
+    with faults_told("--out", args.out):
         write(args.runs, args.out)
-    except ValueError as error:
-        raise CommandError(str(error)) from None
-    except OSError as error:
-        raise CommandError(f"--out: cannot write {args.out}: {error.strerror}") from None
     return 0
 
 
@@ -59,12 +56,8 @@ def _pack(folders: Sequence[Path], path: Path) -> int:
         raise CommandError(f"--pack: cannot write {path}; allowed: a folder in a folder that exists")
     if any(path.rglob(RUN)):
         raise CommandError(f"--pack: {path} holds the folders of runs; allowed: a folder without")
-    try:
+    with faults_told("--pack", path):
         packed.write(read_runs(folders), path)
-    except ValueError as error:
-        raise CommandError(str(error)) from None
-    except OSError as error:
-        raise CommandError(f"--pack: cannot write {path}: {error.strerror}") from None
     print(f"packed: {path}")
     return 0
 

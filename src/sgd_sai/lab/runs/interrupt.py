@@ -13,8 +13,7 @@ from types import FrameType
 def between_steps() -> Iterator[Callable[[], None]]:
     """Hold Ctrl-C back until the function that this yields is called, between two steps.
 
-    In the middle of one it could leave half a line, or TensorBoard's writer waiting for itself. A second
-    Ctrl-C is not held back.
+    In the middle of one it could leave half a line. A second Ctrl-C is not held back.
     """
     pending = False
 

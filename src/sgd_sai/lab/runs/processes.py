@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -87,6 +87,28 @@ def told(value: T) -> T:
     dist.broadcast_object_list(values)
     told: T = values[0]
     return told
+
+
+def decided(decide: Callable[[], T]) -> T:
+    """Return what `decide` returns on rank 0, on each; if it raises there, each raises the same.
+
+    For all that depends on files: one rank might see them as another process leaves them a moment later, and
+    end, while the others wait for it.
+    """
+    if count() == 1:
+        return decide()
+    value: Any = None
+    raised: Exception | None = None
+    if first():
+        try:
+            value = decide()
+        except Exception as error:
+            raised = error
+    value, raised = told((value, raised))
+    if raised is not None:
+        raise raised
+    result: T = value
+    return result
 
 
 @contextmanager

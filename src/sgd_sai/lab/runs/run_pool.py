@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from sgd_sai.lab.numbers import exact
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import Record, RunConfig
 from sgd_sai.lab.runs import processes, runner
@@ -97,7 +98,7 @@ class RunPool:
             pass
 
     def _begin(self, config: RunConfig) -> TaskID:
-        bar = self._progress.add_task(_name(config), total=config.steps, loss="", lr=f"lr {config.lr:.3g}")
+        bar = self._progress.add_task(_name(config), total=config.steps, loss="", lr=f"lr {exact(config.lr)}")
         self._bars[bar] = 0
         return bar
 
@@ -111,7 +112,7 @@ class RunPool:
         self._ended += record.config.steps
         self._progress.remove_task(bar)
         self._progress.update(self._all, completed=self._ended + sum(self._bars.values()))
-        text = f"{_name(record.config)} · lr {record.config.lr:.3g}: {outcome(record)}"
+        text = f"{_name(record.config)} · lr {exact(record.config.lr)}: {outcome(record)}"
         self._progress.console.print(text, highlight=False, soft_wrap=True)
 
 

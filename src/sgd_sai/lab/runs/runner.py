@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import sys
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ import torch
 
 from sgd_sai.files import locked
 from sgd_sai.lab import optimizers, provenance
-from sgd_sai.lab.records import RUN, Record, RunConfig
+from sgd_sai.lab.faults import DamagedRun, UnusableRun, damage_named
+from sgd_sai.lab.records import CHECKPOINT, GSNR, METRICS, RUN, Record, Run, RunConfig, differences
 from sgd_sai.lab.runs import interrupt, processes
 from sgd_sai.lab.runs.training import Training, Watcher
 from sgd_sai.lab.tasks import ALL, Problem
+
+#: What a run says that has nothing left to do.
+ENDED = ("finished", "diverged")
 
 
 @lru_cache
@@ -23,16 +28,23 @@ def load(task: str, data: str | None) -> Problem:
     return ALL[task].load(None if data is None else Path(data))
 
 
-def check_resumable(config: RunConfig, folder: Path) -> None:
-    """Raise ValueError, one line, if `folder` holds a run of another configuration, or on other data."""
+def held(config: RunConfig, folder: Path) -> Record | None:
+    """Return the record of `folder`, None if there is none.
+
+    Raises:
+        UnusableRun: it is of another configuration, or on other data, or a file of it is damaged.
+    """
     if not (folder / RUN).exists():
-        return
+        if left := [name for name in (CHECKPOINT, METRICS, GSNR) if (folder / name).exists()]:
+            raise DamagedRun(f"{folder / RUN}: is missing beside {left[0]}; remove its folder")
+        return None
     record = Record.read(folder)
-    held = {**asdict(record.config), "data": record.task["data"]}
-    asked = {**asdict(config), "data": load(config.task, config.data).data}
-    differences = [f"{key} {held[key]}, not {asked[key]}" for key in asked if held[key] != asked[key]]
-    if differences:
-        raise ValueError(f"--resume: {folder} holds a run with {', '.join(differences)}")
+    asked = config.identity(load(config.task, config.data).data)
+    if other := differences(record.config.identity(record.task["data"]), asked):
+        raise UnusableRun(f"--resume: {folder} holds a run with {other}")
+    if record.status in ENDED:
+        Run.read(folder)  # of the others, training reads the rest
+    return record
 
 
 def train(config: RunConfig, folder: Path, tuning: dict[str, Any] | None, watch: Watcher) -> Record:
@@ -48,21 +60,36 @@ def train(config: RunConfig, folder: Path, tuning: dict[str, Any] | None, watch:
         watch: told of every step.
 
     Raises:
+        UnusableRun: the folder holds another run, or a damaged one; nothing has changed.
         KeyboardInterrupt: the record says "interrupted" then, and resuming goes on.
     """
-    with processes.own(folder) as kept:
-        kept.mkdir(parents=True, exist_ok=True)
-        with locked(kept / ".lock"):  # a process whose parent was killed may still be in its last step
-            return _train(config, kept, tuning, watch)
+    with ExitStack() as lock:
+
+        def take() -> Record | None:
+            _lock(folder, lock)
+            return held(config, folder)
+
+        record = processes.decided(take)
+        if record is not None and record.status in ENDED:
+            return record
+        with processes.own(folder) as kept:
+            return _train(config, kept, tuning, watch, record.date if record else provenance.now())
 
 
-def _train(config: RunConfig, folder: Path, tuning: dict[str, Any] | None, watch: Watcher) -> Record:
-    begun = provenance.now()
-    held = processes.told(Record.read(folder) if (folder / RUN).exists() else None)
-    if held is not None:
-        if held.status in ("finished", "diverged"):
-            return held
-        begun = held.date
+def _lock(folder: Path, until: ExitStack) -> None:
+    """Keep other processes out of `folder`: one whose parent was killed may still be in its last step."""
+
+    def waiting() -> None:
+        print(f"sgd-sai: {folder}: another process has this run; waiting for it", file=sys.stderr, flush=True)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with damage_named(folder / ".lock", "a file to lock"):
+        until.enter_context(locked(folder / ".lock", waiting))
+
+
+def _train(
+    config: RunConfig, folder: Path, tuning: dict[str, Any] | None, watch: Watcher, begun: str
+) -> Record:
     torch.set_num_threads(config.threads)
     task, problem = ALL[config.task], load(config.task, config.data)
     torch.manual_seed(config.seed)
@@ -88,16 +115,15 @@ def _train(config: RunConfig, folder: Path, tuning: dict[str, Any] | None, watch
         command=provenance.command(),
         date=begun,
     )
-    record.write(folder)
     run = Training(config, folder, problem, model, called, optimizer, task)
+    record.write(folder)  # not before: a run that cannot be gone on with stays as it is
     try:
-        with interrupt.between_steps() as heed:
+        with run.opened(), interrupt.between_steps() as heed:
             record.result, record.status = run.to_the_end(watch, heed)
     except BaseException:
         record.status = "interrupted"
         raise
     finally:
-        run.close()
         record.write(folder)
     heed()  # it may have come in the last step
     return record

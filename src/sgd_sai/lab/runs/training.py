@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,14 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.tensorboard import SummaryWriter
 
 from sgd_sai import gsnr
 from sgd_sai.diagnostics import GSNRRecorder
 from sgd_sai.files import write_aside
 from sgd_sai.lab import optimizers
-from sgd_sai.lab.records import GSNR, PICTURES, TEXT, BlockGSNR, MetricsFile, RunConfig
+from sgd_sai.lab.faults import damage_named
+from sgd_sai.lab.records import GSNR, PICTURES, TEXT, BlockGSNR, MetricsFile, RunConfig, Status, check_metrics
 from sgd_sai.lab.runs import checkpoint, processes
+from sgd_sai.lab.runs.board import Board
 from sgd_sai.lab.runs.prefetch import batches
 from sgd_sai.lab.tasks import Problem, Task
 from sgd_sai.lab.tasks.problem import Batch
@@ -48,7 +50,10 @@ class Training:
         optimizer: Optimizer,
         task: Task,
     ) -> None:
-        """`called`: the model as training calls it, which may average gradients over processes."""
+        """Take over the state that `folder` holds; nothing of it changes before `opened`.
+
+        `called`: the model as training calls it, which may average gradients over processes.
+        """
         self.config, self.folder, self.problem = config, folder, problem
         self.model, self.called, self.optimizer, self.task = model, called, optimizer, task
         self.device = next(model.parameters()).device
@@ -56,13 +61,20 @@ class Training:
         self.evaluate_every = max(1, config.steps // EVALUATIONS)
         self.recorder = GSNRRecorder(model)
         self.gsnr = BlockGSNR({name: gsnr.as_real(param).numel() for name, param in self.recorder.named}, {})
-        kept = self._restore()
-        self.metrics = MetricsFile(folder, kept)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=self.step + 1)
+        self.kept = self._restore()
         self.losses: list[float] = []  # since the last line
         self.durations: list[float] = []  # of optimizer.step, in seconds, likewise
 
-    def to_the_end(self, watch: Watcher, heed: Callable[[], None]) -> tuple[dict[str, Any], str]:
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Open the files for appending, and close them."""
+        self.metrics = MetricsFile(self.folder, self.kept)
+        with closing(self.metrics):
+            self.board = Board(self.folder / "tensorboard", purge_step=self.step + 1)
+            with closing(self.board):
+                yield
+
+    def to_the_end(self, watch: Watcher, heed: Callable[[], None]) -> tuple[dict[str, Any], Status]:
         """Train, evaluate and record to the last step or a divergence; return the result and the status."""
         steps = self.config.steps
         save_every = max(1, steps // CHECKPOINTS // CHECKPOINT_EVERY) * CHECKPOINT_EVERY
@@ -176,8 +188,7 @@ class Training:
 
     def _append(self, line: dict[str, float]) -> None:
         self.metrics.append({"step": self.step, "seconds": self.seconds, **line})
-        for name, value in line.items():
-            self.board.add_scalar(name, value, self.step)
+        self.board.add(self.step, line)
 
     def _result(self, **more: float) -> dict[str, Any]:
         result = {"steps": self.step, "seconds": round(self.seconds, 3)}
@@ -187,28 +198,32 @@ class Training:
         return {**result, "state_bytes": state_bytes, **more}
 
     def _save(self) -> None:
-        checkpoint.save(
-            self.folder,
-            self.model,
-            self.optimizer,
-            self.config.fsdp,
-            step=self.step,
-            seconds=self.seconds,
-            metrics_bytes=self.metrics.sync(),
-        )
+        progress: checkpoint.Progress = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "metrics_bytes": self.metrics.sync(),
+        }
+        checkpoint.save(self.folder, self.model, self.optimizer, self.config, self.problem.data, progress)
 
     def _restore(self) -> int:
         """Take over the checkpoint, if there is one; return how many bytes of the metrics belong to it."""
-        saved = checkpoint.restore(self.folder, self.model, self.optimizer, self.config.fsdp)
+        saved = checkpoint.restore(self.folder, self.model, self.optimizer, self.config, self.problem.data)
         if saved is None:
             return 0
         self.step, self.seconds = saved["step"], saved["seconds"]
-        if (self.folder / GSNR).exists():
-            held = BlockGSNR.read(self.folder).steps
-            self.gsnr.steps = {step: values for step, values in held.items() if step <= self.step}
-        return int(saved["metrics_bytes"]) if processes.first() else 0  # the others' lines are thrown away
+        kept = saved["metrics_bytes"]
+        measured = processes.decided(partial(_beside_checkpoint, self.folder, kept, self.gsnr.d))
+        self.gsnr.steps = {step: values for step, values in measured.items() if step <= self.step}
+        return kept if processes.first() else 0  # the others' lines are thrown away
 
-    def close(self) -> None:
-        """Close the files."""
-        self.metrics.close()
-        self.board.close()
+
+def _beside_checkpoint(folder: Path, kept: int, blocks: dict[str, int]) -> dict[int, list[float | None]]:
+    """Return the g-SNR that was measured; `DamagedRun` if it or the metrics do not fit the checkpoint."""
+    check_metrics(folder, kept)
+    held = BlockGSNR.read(folder)
+    if held is None:
+        return {}
+    with damage_named(folder / GSNR, "the g-SNR of this run"):
+        if held.d != blocks:
+            raise ValueError("its blocks are not those of the model")
+    return held.steps

@@ -10,14 +10,15 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from sgd_sai.lab import tuned
+from sgd_sai.lab.numbers import exact
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import BlockGSNR, Run, RunConfig
 
 OURS = "sgd-sai"  # the optimizer that is compared with the others
 BASE = "adamw"  # the one that differences are taken to
 
-#: The rows of one table have it in common: all of a run but its seed, optimizer and lr, and the data.
-Setting = tuple[RunConfig, str]
+#: The rows of one table have it in common: all of a run but its seed, optimizer and lr; the data, the metric.
+Setting = tuple[RunConfig, str, str]
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,14 @@ class Row:
         phrases = []
         for run in self.runs:
             config, status = run.record.config, run.record.status
+            if status == "finished":
+                continue
             if status == "diverged" and run.record.result is not None:
-                status = f"diverged at step {run.record.result['diverged_at']}"
-            elif status != "finished":
+                phrase = f"diverged at step {run.record.result['diverged_at']}"
+            else:
                 done = run.training[-1]["step"] if run.training else 0
-                status = f"stopped at step {done:.0f} of {config.steps}"
-            if status != "finished":
-                phrases.append(status if len(self.runs) == 1 else f"seed {config.seed} {status}")
+                phrase = f"stopped at step {done:.0f} of {config.steps}"
+            phrases.append(phrase if len(self.runs) == 1 else f"seed {config.seed} {phrase}")
         return phrases
 
     def final(self, metric: str) -> list[float]:
@@ -168,19 +170,20 @@ def by_task(runs: Sequence[Run]) -> list[TaskSummary]:
 
 
 def _setting(run: Run) -> Setting:
-    return replace(run.record.config, seed=0, optimizer="", lr=0.0), run.record.task["data"]
+    task = run.record.task
+    return replace(run.record.config, seed=0, optimizer="", lr=0.0), task["data"], task["metric"]
 
 
 def _summary(setting: Setting, runs: Sequence[Run], settings: Sequence[Setting]) -> TaskSummary:
-    config, data = setting
+    config, data, _ = setting
     same_task = [other for other in settings if other[0].task == config.task]
     place = same_task.index(setting)
     title = [runs[0].record.task["title"]]
-    if any(other.steps != config.steps for other, _ in same_task):
+    if any(other.steps != config.steps for other, *_ in same_task):
         title.append(f"{config.steps} steps")
-    if any(other.threads != config.threads for other, _ in same_task):
+    if any(other.threads != config.threads for other, *_ in same_task):
         title.append(f"{config.threads} thread{'s' if config.threads > 1 else ''}")
-    if any(other != data for _, other in same_task):
+    if any(other != data for _, other, _ in same_task):
         title.append(data.partition(":")[0])
     name = config.task + (f"-{place + 1}" if place else "")
     return TaskSummary(name, ", ".join(title), _rows(runs))
@@ -198,7 +201,7 @@ def _rows(runs: Sequence[Run]) -> list[Row]:
     return [
         Row(
             optimizer,
-            OPTIMIZERS[optimizer].label + (f", lr {lr:.3g}" if rates[optimizer] > 1 else ""),
+            OPTIMIZERS[optimizer].label + (f", lr {exact(lr)}" if rates[optimizer] > 1 else ""),
             [run for _, run in sorted(found[optimizer, lr].items())],
         )
         for optimizer, lr in keys

@@ -57,8 +57,8 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def reached(runs: Sequence[Run], base: Sequence[Run], metric: str, higher: bool) -> Reached | None:
-    """When `runs` first are as good as `base` ends; `higher`: larger is better. None without pairs."""
-    found = pairs(runs, base)
+    """When `runs` first are as good as `base` ends; `higher`: larger is better. None without curves."""
+    found = [pair for pair in pairs(runs, base) if all(run.evaluations for run in pair)]
     if not found:
         return None
     moments = []

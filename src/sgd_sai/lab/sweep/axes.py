@@ -33,5 +33,6 @@ def _grown(values: list[float], best: float) -> list[float]:
     if len(values) < 2 or best not in (values[0], values[-1]) or best == 0:
         return values
     inner = values[1] if best == values[0] else values[-2]
-    beyond = float(f"{best * best / inner:.3g}") if inner else 10 * best
-    return sorted([*values, beyond])
+    beyond = best * best / inner if inner else 10 * best
+    short = float(f"{beyond:.3g}")  # unless three digits bring it back onto the grid
+    return sorted([*values, short if (short - best) * (best - inner) > 0 else beyond])

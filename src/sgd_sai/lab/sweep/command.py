@@ -21,7 +21,9 @@ from rich.console import Console
 
 from sgd_sai.cli import CommandError
 from sgd_sai.files import write_aside
-from sgd_sai.lab import arguments, provenance
+from sgd_sai.lab import arguments
+from sgd_sai.lab.faults import faults_told
+from sgd_sai.lab.numbers import exact
 from sgd_sai.lab.reading import read_runs
 from sgd_sai.lab.records import Record, RunConfig
 from sgd_sai.lab.runs import runner
@@ -56,7 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@arguments.damage_told()
 def run(args: argparse.Namespace) -> int:
     """Carry out the runs of the grids that are not finished, and draw the grids; 0."""
     arguments.check_alone("sweep")
@@ -70,34 +71,38 @@ def run(args: argparse.Namespace) -> int:
     )
     steps = None if args.steps is None else arguments.integer("--steps", args.steps, least=1)
     threads = arguments.threads(args.threads, jobs)
-    default = Path("runs", "sweep-" + provenance.now()[:19].replace(":", ""))
-    out = arguments.folder(args.out, args.resume, default)
-    arguments.check_data(tasks, args.data)
-    arguments.make_folder(out)
-    url = args.storage or f"sqlite:///{out / 'sweep.db'}"
+    out = arguments.folder(args.out, args.resume, arguments.new_folder("sweep"))
     data = None if args.data is None else str(args.data)
+    axes = Axes(sorted(set(rates)), sorted(set(decays)))
+    grids = [
+        RunConfig(task, optimizer, seed, steps or ALL[task].steps, 0.0, data, threads, 0.0)
+        for task, optimizer in product(tasks, optimizers)
+    ]
+    arguments.check_data(tasks, args.data)
+    with faults_told("--out", out):
+        for each in grids:
+            _check_resumable(each, axes, out)
+    arguments.make_folder(out, args.resume)
+    url = args.storage or f"sqlite:///{out / 'sweep.db'}"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         with alone(url):
             storage = optuna.storages.get_storage(url)
     except Exception as error:  # as many kinds as there are storages
         raise CommandError(f"--storage: cannot open {url}: {str(error).splitlines()[0]}") from None
-    axes = Axes(sorted(set(rates)), sorted(set(decays)))
     failed = 0
-    try:
-        for task, optimizer in product(tasks, optimizers):
-            config = RunConfig(task, optimizer, seed, steps or ALL[task].steps, 0.0, data, threads, 0.0)
-            _check_resumable(config, axes, out)
-            trials = Trials(
-                f"{task}-{optimizer}-{seed}", storage, axes, _identity(config), partial(alone, url)
-            )
-            failed += _complete(trials, config, out, jobs, GROWTHS if args.widen else 0)
-    finally:
-        if any(out.glob("*/run.json")):
-            runs = read_runs([out])
-            write_aside(out / "sweep.html", page.page(runs))
-            write_aside(out / "sweep.png", page.figure(runs))
-            print(f"report: {out / 'sweep.html'}\nfigure: {out / 'sweep.png'}")
+    with faults_told("--out", out):
+        try:
+            for config in grids:
+                name = f"{config.task}-{config.optimizer}-{config.seed}"
+                trials = Trials(name, storage, axes, _identity(config), partial(alone, url))
+                failed += _complete(trials, config, out, jobs, GROWTHS if args.widen else 0)
+        finally:
+            if any(out.glob("*/run.json")):
+                runs = read_runs([out])
+                write_aside(out / "sweep.html", page.page(runs))
+                write_aside(out / "sweep.png", page.figure(runs))
+                print(f"report: {out / 'sweep.html'}\nfigure: {out / 'sweep.png'}")
     return 1 if failed else 0
 
 
@@ -109,7 +114,7 @@ def _complete(trials: Trials, first: RunConfig, out: Path, jobs: int, growths: i
             grown = trials.axes.grown(trials.best) if trials.best else None
             if grown is None:
                 break
-            where = "lr {:g} · λ {:g}".format(*trials.best or ())
+            where = _shown(trials.best or trials.axes.points[0])
             _say(first, f"{where} is best, and on an edge of the grid")
             if not growths:
                 break
@@ -130,7 +135,7 @@ def _run_all(trials: Trials, first: RunConfig, out: Path, jobs: int, pool: Proce
         ended, _ = wait(running, timeout=BEAT, return_when=FIRST_COMPLETED)
         for future in ended:
             trial = running.pop(future)
-            where = "lr {:g} · λ {:g}".format(*point_of(trial))
+            where = _shown(point_of(trial))
             try:
                 record = future.result()
             except Exception as error:
@@ -158,8 +163,12 @@ def _at(config: RunConfig, point: Point) -> RunConfig:
 
 
 def _folder(config: RunConfig, out: Path) -> Path:
-    of_point = f"lr{config.lr:g}-wd{config.weight_decay:g}"
+    of_point = f"lr{exact(config.lr)}-wd{exact(config.weight_decay or 0.0)}"
     return out / f"{config.task}-{config.optimizer}-{config.seed}-{of_point}"
+
+
+def _shown(point: Point) -> str:
+    return f"lr {exact(point[0])} · λ {exact(point[1])}"
 
 
 def _identity(config: RunConfig) -> dict[str, Any]:
@@ -170,10 +179,7 @@ def _identity(config: RunConfig) -> dict[str, Any]:
 def _check_resumable(config: RunConfig, axes: Axes, out: Path) -> None:
     for point in axes.points:
         at = _at(config, point)
-        try:
-            runner.check_resumable(at, _folder(at, out))
-        except ValueError as error:
-            raise CommandError(str(error)) from None
+        runner.held(at, _folder(at, out))
 
 
 def _train(config: RunConfig, folder: Path) -> Record:

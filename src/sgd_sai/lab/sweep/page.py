@@ -8,6 +8,7 @@ from html import escape
 import plotly.graph_objects as go
 
 from sgd_sai import html
+from sgd_sai.lab.numbers import exact
 from sgd_sai.lab.records import Run
 from sgd_sai.lab.report.figure import in_rows, png
 from sgd_sai.lab.sweep.results import Grid, grids
@@ -58,7 +59,7 @@ def _shown(value: float | None) -> str:
 
 
 def _charts(grid: Grid) -> str:
-    x, y = ([f"{value:g}" for value in values] for values in (grid.rates, grid.decays))
+    x, y = ([exact(value) for value in values] for values in (grid.rates, grid.decays))
     style = {"colorscale": "Viridis", "reversescale": grid.metric != "val_accuracy", "showscale": False}
     layout = {"template": "plotly_white", "height": 380, "margin": {"l": 60, "r": 10, "t": 10, "b": 50}}
     heat = go.Figure(go.Heatmap(x=x, y=y, z=grid.found, texttemplate="%{z:.3g}", **style), layout)
@@ -94,8 +95,8 @@ def figure(runs: Sequence[Run]) -> bytes:
         colours = "viridis" if grid.metric == "val_accuracy" else "viridis_r"
         low, high = ranges.get(grid.metric, (0.0, 1.0))
         axes.imshow(numbers, aspect="auto", origin="lower", cmap=colours, vmin=low, vmax=high)
-        axes.set_xticks(range(len(grid.rates)), [f"{rate:g}" for rate in grid.rates])
-        axes.set_yticks(range(len(grid.decays)), [f"{decay:g}" for decay in grid.decays])
+        axes.set_xticks(range(len(grid.rates)), [exact(rate) for rate in grid.rates])
+        axes.set_yticks(range(len(grid.decays)), [exact(decay) for decay in grid.decays])
         axes.set(xlabel="learning rate", ylabel="weight decay λ")
         axes.set_title(grid.summary.replace(": ", "\n", 1).replace("; ", "\n"), fontsize=8)
         for row, line in enumerate(grid.found):

@@ -62,11 +62,11 @@ class Grid:
 
 
 def grids(runs: Sequence[Run]) -> list[Grid]:
-    """Return one grid for each task, optimizer and seed."""
-    sorted_out: dict[tuple[str, str, int], list[Run]] = {}
+    """Return one grid for each task, its metric, optimizer and seed."""
+    sorted_out: dict[tuple[str, str, str, int], list[Run]] = {}
     for run in runs:
-        config = run.record.config
-        sorted_out.setdefault((config.task, config.optimizer, config.seed), []).append(run)
+        config, metric = run.record.config, run.record.task["metric"]
+        sorted_out.setdefault((config.task, metric, config.optimizer, config.seed), []).append(run)
     return [_grid(group) for group in sorted_out.values()]
 
 
