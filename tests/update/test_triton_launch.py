@@ -746,11 +746,11 @@ def test_compiles_to_vectors_of_16_bytes_and_few_registers(
     assert compiled.metadata.shared <= 8192
 
 
-@pytest.mark.parametrize("rounding", ["stochastic", "kahan"])
+@pytest.mark.parametrize(("rounding", "bytes_moved"), [("stochastic", 8), ("kahan", 12)])
 def test_an_element_takes_few_instructions(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rounding: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rounding: str, bytes_moved: int
 ) -> None:
-    """On an H200 a step of 64 instructions took 1.27 times as long as a copy of its bytes."""
+    """On an H200 a step of 64 instructions for 8 bytes took 1.27 times as long as a copy of its bytes."""
     dtypes = (torch.bfloat16, torch.bfloat16, torch.int8)
     compiled = compiled_for(monkeypatch, tmp_path, "step", dtypes, rounding, 90)
     (tmp_path / "step.cubin").write_bytes(compiled.asm["cubin"])
@@ -759,7 +759,7 @@ def test_an_element_takes_few_instructions(
     lines = [line for line in listing.splitlines() if re.search(r"/\*[0-9a-f]{4,}\*/", line)]
     moves = [i for i, line in enumerate(lines) if "LDG.E.128" in line or "STG.E.128" in line]
     elements_of_a_thread = way.CHUNK // (32 * compiled.metadata.num_warps)
-    assert 10 < (moves[-1] - moves[0]) / elements_of_a_thread < 50
+    assert 1 < (moves[-1] - moves[0]) / elements_of_a_thread / bytes_moved < 6
 
 
 def nvidia() -> Any:
