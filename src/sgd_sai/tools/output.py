@@ -6,7 +6,6 @@ import argparse
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from html import escape
 from typing import Any
 
 from sgd_sai import console
@@ -28,7 +27,7 @@ def provenance_lines(record: dict[str, Any]) -> dict[str, list[str]]:
         "Machine": f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB",
         "Versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
     }
-    return {name: [escape(line)] for name, line in lines.items()}
+    return {name: [line] for name, line in lines.items()}
 
 
 def print_json(record: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from matplotlib.ticker import PercentFormatter
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import BlockGSNR
 from sgd_sai.lab.summary import Row, TaskSummary, statistics
+from sgd_sai.messages import printable
 
 _INK, _SOFT, _RULE = "#1f2328", "#636c76", "#d9dee3"
 _ACROSS = 3  # panels in a row
@@ -64,6 +65,11 @@ def png(figure: Figure) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})
     return content.getvalue()
+
+
+def plain(text: str) -> str:
+    """Return a text as Matplotlib draws it without reading formulas between dollars in it."""
+    return printable(text, "\n").replace("$", r"\$")
 
 
 def _curves(axes: Axes, task: TaskSummary, x: str) -> None:
@@ -117,8 +123,8 @@ def _gsnr(axes: Axes, task: TaskSummary, row: Row, gsnr: BlockGSNR) -> None:
 
 
 def _dress(axes: Axes, title: str, subtitle: str, grid: str = "y") -> None:
-    axes.set_title(f"{title}\n", loc="left", fontsize=11, fontweight="bold", color=_INK)
-    axes.text(0, 1.03, subtitle, transform=axes.transAxes, fontsize=9, color=_SOFT)
+    axes.set_title(plain(f"{title}\n"), loc="left", fontsize=11, fontweight="bold", color=_INK)
+    axes.text(0, 1.03, plain(subtitle), transform=axes.transAxes, fontsize=9, color=_SOFT)
     axes.grid(axis="x" if grid == "x" else "y", color=_RULE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=_SOFT, which="both", length=0)
