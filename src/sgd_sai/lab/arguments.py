@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -180,10 +181,9 @@ def check_alone(command: str) -> None:
 
 def make_folder(out: Path) -> None:
     """Create `out` and see that it can be written to."""
-    probe = out / ".writable"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=out):
+            pass
     except OSError as error:
         raise CommandError(f"--out: cannot write to {out}: {error.strerror}") from None

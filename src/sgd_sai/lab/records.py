@@ -88,7 +88,7 @@ class Record:
         """Read `run.json` of `folder`; `DamagedRun` if it is none."""
         path = folder / RUN
         try:
-            return cls.of(json.loads(path.read_text()))
+            return cls.of(json.loads(path.read_text("utf-8")))
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise DamagedRun(f"{path}: not the record of a run ({type(error).__name__}: {error})") from None
 
@@ -139,7 +139,7 @@ class BlockGSNR:
         """Read `gsnr.json` of `folder`; `DamagedRun` if it is none."""
         path = folder / GSNR
         try:
-            return cls.of(json.loads(path.read_text()))
+            return cls.of(json.loads(path.read_text("utf-8")))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise DamagedRun(f"{path}: not the g-SNR of a run ({type(error).__name__}: {error})") from None
 
@@ -172,7 +172,7 @@ class Run:
         """Read the files of `folder`; `DamagedRun` for the one that is not what a run leaves."""
         record, path = Record.read(folder), folder / METRICS
         try:
-            written = path.read_text() if path.is_file() else ""
+            written = path.read_text("utf-8") if path.is_file() else ""
             whole = written[: written.rfind("\n") + 1]  # a run that is killed may leave the half of a line
             lines = [json.loads(line) for line in whole.splitlines()]
         except ValueError as error:

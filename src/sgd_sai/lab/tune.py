@@ -21,7 +21,8 @@ from sgd_sai.lab import arguments, provenance, tuned
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import Record, RunConfig
 from sgd_sai.lab.runs import runner
-from sgd_sai.lab.runs.run_pool import PlannedRun, run_pool
+from sgd_sai.lab.runs.run_pool import run_pool
+from sgd_sai.lab.runs.workers import PlannedRun
 from sgd_sai.lab.tasks import ALL
 
 SEED = 100

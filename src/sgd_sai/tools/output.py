@@ -32,7 +32,7 @@ def provenance_lines(record: dict[str, Any]) -> dict[str, list[str]]:
 
 def print_json(record: dict[str, Any]) -> None:
     """Print a record as JSON, which has no NaN or Infinity."""
-    print(as_json(record), end="")
+    console.print_json(as_json(record))
 
 
 def give(

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from sgd_sai.cli import ctrl_c
 from sgd_sai.files import locked
 from sgd_sai.lab import optimizers, provenance
 from sgd_sai.lab.records import RUN, Record, RunConfig
-from sgd_sai.lab.runs import interrupt, processes
+from sgd_sai.lab.runs import processes
 from sgd_sai.lab.runs.training import Training, Watcher
 from sgd_sai.lab.tasks import ALL, Problem
 
@@ -91,7 +92,7 @@ def _train(config: RunConfig, folder: Path, tuning: dict[str, Any] | None, watch
     record.write(folder)
     run = Training(config, folder, problem, model, called, optimizer, task)
     try:
-        with interrupt.between_steps() as heed:
+        with ctrl_c.held() as heed:
             record.result, record.status = run.to_the_end(watch, heed)
     except BaseException:
         record.status = "interrupted"
