@@ -29,6 +29,19 @@ def test_a_planted_link_leads_nowhere(tmp_path: Path) -> None:
     assert not path.is_symlink()
 
 
+def test_what_is_there_already_is_not_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor removed, if someone has guessed the name."""
+    target, path = tmp_path / "target", tmp_path / "file"
+    target.write_bytes(b"kept")
+    (tmp_path / ".guessed.part").symlink_to(target)
+    monkeypatch.setattr("secrets.token_hex", lambda size: "guessed")
+    with pytest.raises(FileExistsError):
+        write_aside(path, b"new")
+    assert target.read_bytes() == b"kept"
+    assert (tmp_path / ".guessed.part").is_symlink()
+    assert not path.exists()
+
+
 def test_names_aside_are_never_the_same(tmp_path: Path) -> None:
     """Threads of one process write one file, each its own aside, and one of these is there in the end."""
     path = tmp_path / "file"
@@ -134,7 +147,8 @@ def test_text_is_utf8_whatever_the_locale_says() -> None:
 
 @pytest.mark.parametrize(("line", "wrong"), [
     ("path.read_text()", True), ("path.read_text('utf-8')", False), ("path.open()", True),
-    ("open(p, 'w')", True), ("path.open('xb')", False), ("path.write_text(x)", True), ("open(p, encoding='utf-8')", False),
+    ("open(p, 'w')", True), ("path.open('xb')", False), ("path.write_text(x)", True),
+    ("open(p, encoding='utf-8')", False),
 ])  # fmt: skip
 def test_a_missing_encoding_is_seen(line: str, wrong: bool) -> None:
     assert bool(in_the_locales_encoding(line)) == wrong

@@ -25,8 +25,9 @@ def write_aside(path: Path, content: str | bytes) -> None:
         path.write_bytes(whole)
         return
     aside = path.with_name(f".{secrets.token_hex(8)}.part")
+    file = aside.open("xb")  # new, and behind no link: others may write into the folder as well
     try:
-        with aside.open("xb") as file:  # new, and no link: others may write into the folder as well
+        with file:
             if path.is_file() and not path.is_symlink():
                 aside.chmod(stat.S_IMODE(path.stat().st_mode))
             file.write(whole)
