@@ -1,10 +1,9 @@
-"""How messages name parameters, what of a text can be shown, and where warnings point to."""
+"""How messages name parameters, and where warnings point to."""
 
 from __future__ import annotations
 
 import os
 import sys
-import unicodedata
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -35,18 +34,8 @@ def shape_of(param: Tensor) -> str:
 
 def listed(names: Iterable[str]) -> str:
     """The first eight of the names, in order, for a message."""
-    names = [printable(name) for name in sorted(names)]
+    names = [name if name.isprintable() else repr(name) for name in sorted(names)]
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-def printable(text: str, also: str = "") -> str:
-    """The text with U+FFFD for each character that does not show: those that steer a terminal, such as ESC,
-    turn the direction of writing, or are the half of one; but for those of `also`, as "\\n".
-    """
-    if text.isprintable():
-        return text
-    shown = (each.isprintable() or each in also or unicodedata.category(each) == "Zs" for each in text)
-    return "".join(each if shows else "\ufffd" for each, shows in zip(text, shown, strict=True))
 
 
 def warn(message: str) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from sgd_sai.cli import ctrl_c, streams
+from sgd_sai.cli.printable import printable
 from sgd_sai.cli.secrets import without_secrets
-from sgd_sai.messages import printable
 
 #: What `sgd-sai` knows: command → (module, what it does). A module has `add_arguments(parser)`, and
 #: `run(args)`, which returns the exit code.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from sgd_sai.messages import printable
+from sgd_sai.cli.printable import printable
 
 _WITHOUT_END = frozenset({"br", "img", "input", "meta"})
 #: In JSON, what a browser could read as HTML where the JSON stands in a <script>.

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from plotly.offline import get_plotlyjs
 
+from sgd_sai.cli.printable import printable
 from sgd_sai.html.markup import NOTHING, Content, Html, element, joined, script_json
-from sgd_sai.messages import printable
 
 #: (light page, dark page).
 Colours = tuple[str, str]

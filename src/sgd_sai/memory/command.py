@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from sgd_sai.cli import CommandError
-from sgd_sai.console import print_json, print_table
+from sgd_sai.cli.console import print_json, print_table
 from sgd_sai.files import as_json, write_json
 from sgd_sai.memory import paper
 from sgd_sai.memory.models import MODELS, load

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sgd_sai import console
-from sgd_sai.cli import CommandError
+from sgd_sai.cli import CommandError, console
 from sgd_sai.files import as_json, write_aside
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack, contextmanager
 
 import psutil
 import pytest
 from lab_commands import PATIENCE, compare, start, wait_for_step
+from lab_data import write_folders
 
 from sgd_sai.cli import main
 from sgd_sai.lab.records import Record
@@ -25,24 +28,43 @@ def workers(process):
     return [each for each in family if "spawn_main" in " ".join(each.cmdline())]
 
 
-def begun(process, out, phase):
-    """Wait until the command has two workers, which import, or have taken steps; return all its processes."""
-    while len(workers(process)) < 2:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    if phase == "training":
-        for run in RUNS:
-            wait_for_step(process, out / run, LOG_EVERY)
-    return psutil.Process(process.pid).children(recursive=True)
+@contextmanager
+def begun(folder, phase):
+    """A command whose two workers import, or load their data, or have taken steps, and all its processes."""
+    pictures, out = folder / "pictures", folder / "out"
+    loading = phase == "loading"
+    if loading:
+        write_folders(pictures, 80)
+    more = ["--data", str(pictures)] if loading else []
+    process = start(compare(out, *BOTH, *more, task="vit" if loading else "cnn", steps=5000))
+    try:
+        while len(workers(process)) < 2:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        with ExitStack() as opened:
+            if loading:  # they wait for what this picture holds
+                picture = next(pictures.rglob("*.png"))
+                picture.unlink()
+                os.mkfifo(picture)
+                opened.enter_context(picture.open("wb"))  # once a worker has begun to read
+            if phase == "training":
+                for run in RUNS:
+                    wait_for_step(process, out / run, LOG_EVERY)
+            yield process, psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.kill()
+        process.wait()
 
 
-@pytest.mark.parametrize("phase", ["importing", "training"])
+PHASES = pytest.mark.parametrize("phase", ["importing", "loading", "training"])
+
+
+@PHASES
 def test_they_end_with_a_parent_that_was_killed(phase, tmp_path):
-    process = start(compare(tmp_path, *BOTH, "--resume", steps=5000))
-    family = begun(process, tmp_path, phase)
-    process.kill()
-    process.wait()
-    assert psutil.wait_procs(family, PATIENCE)[1] == []
+    with begun(tmp_path, phase) as (process, family):
+        process.kill()
+        process.wait()
+        assert psutil.wait_procs(family, PATIENCE)[1] == []
 
 
 def test_one_that_waits_for_a_run_ends_with_its_parent(tmp_path):
@@ -71,23 +93,22 @@ if __name__ == "__main__":
     assert psutil.wait_procs(family, PATIENCE)[1] == []
 
 
-@pytest.mark.parametrize("phase", ["importing", "training"])
+@PHASES
 def test_quick_ctrl_cs_are_one(phase, tmp_path):
     """As a terminal sends them, to all processes; nobody is left, nobody complains."""
-    process = start(compare(tmp_path, *BOTH, "--resume", steps=5000))
-    family = begun(process, tmp_path, phase)
-    for _ in range(4):
-        for each in (process, *family):
-            each.send_signal(signal.SIGINT)
-        time.sleep(0.01)
-    _, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130
-    assert psutil.wait_procs(family, PATIENCE)[1] == []
+    with begun(tmp_path, phase) as (process, family):
+        for _ in range(4):
+            for each in (process, *family):
+                each.send_signal(signal.SIGINT)
+            time.sleep(0.01)
+        _, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 130
+        assert psutil.wait_procs(family, PATIENCE)[1] == []
     assert "Traceback" not in errors
     assert "Exception ignored" not in errors
     if phase == "training":
-        assert [Record.read(tmp_path / run).status for run in RUNS] == ["interrupted"] * 2
-        assert "stopped at step" in (tmp_path / "report.html").read_text("utf-8")
+        assert [Record.read(tmp_path / "out" / run).status for run in RUNS] == ["interrupted"] * 2
+        assert "stopped at step" in (tmp_path / "out" / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
@@ -111,7 +132,8 @@ def test_a_later_ctrl_c_ends_it_at_once(jobs, tmp_path):
 def test_one_that_is_killed_is_named_and_the_others_go_on(tmp_path, capsys):
     given = compare(tmp_path, *BOTH, "--resume", steps=150)
     process = start(given)
-    begun(process, tmp_path, "training")
+    for run in RUNS:
+        wait_for_step(process, tmp_path / run, LOG_EVERY)
     workers(process)[0].kill()
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1

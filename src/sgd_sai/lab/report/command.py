@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sgd_sai.cli import CommandError
-from sgd_sai.console import print_line
+from sgd_sai.cli.console import print_line
 from sgd_sai.files import write_aside
 from sgd_sai.lab import packed
 from sgd_sai.lab.reading import read_runs

@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from sgd_sai.cli.printable import printable
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import BlockGSNR
 from sgd_sai.lab.summary import Row, TaskSummary, statistics
-from sgd_sai.messages import printable
 
 _INK, _SOFT, _RULE = "#1f2328", "#636c76", "#d9dee3"
 _ACROSS = 3  # panels in a row

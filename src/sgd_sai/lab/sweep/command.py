@@ -17,8 +17,8 @@ from typing import Any
 import optuna
 
 from sgd_sai.cli import CommandError
+from sgd_sai.cli.console import print_line
 from sgd_sai.cli.secrets import scrubbed, shown_address
-from sgd_sai.console import print_line
 from sgd_sai.files import write_aside
 from sgd_sai.lab import arguments, provenance
 from sgd_sai.lab.reading import read_runs

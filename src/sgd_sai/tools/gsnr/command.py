@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from sgd_sai import console
-from sgd_sai.cli import CommandError
+from sgd_sai.cli import CommandError, console
 from sgd_sai.diagnostics import GSNRRecorder
 from sgd_sai.lab import arguments, provenance
 from sgd_sai.tools import options, output

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sgd_sai.messages import printable
+from sgd_sai.cli.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

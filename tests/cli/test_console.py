@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from sgd_sai import console
+from sgd_sai.cli import console
 
 TABLE = ("A title", ("name", "value"), [["w[red]", "1,234"], ["a " * 30, "5"]])
 
