@@ -75,13 +75,13 @@ class Peak:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the high-water mark
+            Path("/proc/self/clear_refs").write_text("5", "utf-8")  # Linux: forget the high-water mark
 
     def bytes(self) -> int:
         """Held at most, all in all."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text("utf-8").splitlines():
             if line.startswith("VmHWM"):
                 return int(line.split()[1]) * 1024
         raise RuntimeError("no VmHWM in /proc/self/status")

@@ -84,7 +84,7 @@ def main() -> int:
     torch.set_num_threads(1)
     record: dict[str, Any] = {"steps": args.steps, "val_loss": {}}
     if args.out.is_file():
-        record = json.loads(args.out.read_text())
+        record = json.loads(args.out.read_text("utf-8"))
     losses = record["val_loss"]
     for seed in seeds:
         for name in PRECISIONS:

@@ -29,7 +29,7 @@ OURS, OTHERS, LINE = "#c2410c", "#b9c0c7", "#57606a"
 def speed() -> bytes:
     """A step of each optimizer, in units of the time that its bytes must take, for two models."""
     files = [RECORDS / "speed" / f"{model}-cpu-2.json" for model in ("gpt2", "resnet18")]
-    records = [json.loads(file.read_text()) for file in files]
+    records = [json.loads(file.read_text("utf-8")) for file in files]
     drawing = Figure(figsize=(9.0, 2.1), dpi=160, layout="constrained")
     for axes, record in zip(drawing.subplots(1, 2), records, strict=True):
         _bars(axes, record)

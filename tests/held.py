@@ -12,8 +12,8 @@ import sys
 import time
 
 from sgd_sai.cli import main
-from sgd_sai.lab.runs import run_pool
 from sgd_sai.lab.runs.training import Training
+from sgd_sai.lab.runs.workers import told_to_stop
 
 
 def hold(step: int) -> None:
@@ -26,8 +26,8 @@ def hold(step: int) -> None:
     def logged(self: Training) -> None:
         log(self)
         if self.step == step:
-            parent, channel = os.getppid(), getattr(run_pool, "_channel", None)
-            while os.getppid() == parent and not (channel and channel[1].is_set()):
+            parent = os.getppid()
+            while os.getppid() == parent and not told_to_stop():
                 time.sleep(0.01)
 
     Training._log = logged  # type: ignore[method-assign]

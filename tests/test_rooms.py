@@ -18,7 +18,8 @@ ROOMS = (
     ("optimizer",),
     ("diagnostics",),
     ("sgd_sai",),  # the public names
-    ("cli", "console", "factory", "files", "html", "integrations", "peers"),
+    ("cli",),
+    ("factory", "files", "html", "integrations", "peers"),
     ("memory",),
     ("lab",),
     ("bench", "tools"),

@@ -81,7 +81,7 @@ def versions() -> dict[str, str | None]:
 
 def _driver() -> str | None:
     file = Path("/proc/driver/nvidia/version")
-    if file.exists() and (found := re.search(r"\d+\.\d+(\.\d+)?", file.read_text())):
+    if file.exists() and (found := re.search(r"\d+\.\d+(\.\d+)?", file.read_text("utf-8"))):
         return found.group()
     try:
         words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]

@@ -11,7 +11,9 @@ from scripts.tables.markdown import RESULTS, read, table
 
 def speeds() -> dict[str, dict[str, Any]]:
     """The records of `make bench` by their files' names."""
-    return {file.stem: json.loads(file.read_text()) for file in sorted((RESULTS / "speed").glob("*.json"))}
+    return {
+        file.stem: json.loads(file.read_text("utf-8")) for file in sorted((RESULTS / "speed").glob("*.json"))
+    }
 
 
 def threads(record: dict[str, Any]) -> str:

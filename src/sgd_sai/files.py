@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import secrets
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +15,30 @@ _SHORT = 140
 
 
 def write_aside(path: Path, content: str | bytes) -> None:
-    """Write a file aside and rename it: it is the old one or the new one, never half of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a file aside and rename it: it is the old one or the new one, never half of it.
+
+    A file keeps its permissions. A link is replaced, and what it points to stays as it is; but what is no
+    file, such as /dev/null or a pipe, is written to.
+    """
+    whole = encoded(content) if isinstance(content, str) else content
+    if path.exists() and not path.is_file():
+        path.write_bytes(whole)
+        return
+    aside = path.with_name(f".{secrets.token_hex(8)}.part")
+    file = aside.open("xb")  # new, and behind no link: others may write into the folder as well
     try:
-        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        with file:
+            if path.is_file() and not path.is_symlink():
+                aside.chmod(stat.S_IMODE(path.stat().st_mode))
+            file.write(whole)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def encoded(text: str) -> bytes:
+    """Return UTF-8; halves of characters, which names of files may hold, as codes, as JSON has them."""
+    return text.encode(errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -45,7 +63,7 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
     """
     import fcntl  # which Windows lacks: records can be read there
 
-    with path.open("a") as lock:
+    with path.open("ab") as lock:  # appended to: behind a link there may be a file that holds something
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

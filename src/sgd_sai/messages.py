@@ -40,7 +40,7 @@ def shape_of(param: Tensor) -> str:
 
 def listed(names: Iterable[str]) -> str:
     """The first eight of the names, in order, for a message."""
-    names = sorted(names)
+    names = [name if name.isprintable() else repr(name) for name in sorted(names)]
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 

@@ -203,3 +203,21 @@ def test_half_a_line_of_a_run_that_was_killed(tmp_path, capsys):
     (run,) = read_runs([out])
     assert run.evaluations[-1]["step"] == 5
     assert main(["report", str(out), "--out", str(tmp_path / "report.html")]) == 0
+
+
+def test_what_a_record_says_steers_no_terminal(tmp_path, capsys):
+    """Its words stand in the line that refuses it."""
+    out = tmp_path / "out"
+    assert main(compare(out, steps=2)) == 0
+    (path,) = out.glob("*/run.json")
+    record = json.loads(path.read_text("utf-8"))
+    record["config"]["task"] = record["config"]["\x1b[2J\x9b31m"] = "\x1b]0;title\x07"
+    path.write_text(json.dumps(record), "utf-8")
+    capsys.readouterr()
+    for given in (
+        ["report", str(out), "--out", str(tmp_path / "page.html")],
+        compare(out, "--resume", steps=2),
+    ):
+        line = rejected(given, capsys)
+        assert str(path) in line
+        assert {*"\x1b\x07\x9b"} & {*line} == set()

@@ -11,8 +11,8 @@ import torch
 from rich.console import Console
 from tool_commands import record, refused
 
-from sgd_sai import SGDSaI, console
-from sgd_sai.cli import main
+from sgd_sai import SGDSaI
+from sgd_sai.cli import console, main
 from sgd_sai.diagnostics import measure_blocks
 from sgd_sai.tools.workload import Workload, load_workload
 

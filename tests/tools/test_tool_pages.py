@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sgd_sai.cli import main
+from tests.html.outline import Outline
 
 OWN = Path(__file__).parent
 
@@ -39,3 +40,21 @@ def test_pages_draw_without_errors_and_fit_a_phone(pages: list[Path], browser: A
         assert page.locator(".js-plotly-plot .scatterlayer .point, .scatterlayer .js-line").count() > 0
         assert not troubles
         page.close()
+
+
+def test_names_of_a_model_put_no_element_into_a_page_and_steer_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outlines = []
+    for name in ("plainly_called", "hostile"):
+        page = tmp_path / f"{name}.html"
+        assert main(["gsnr", f"workloads:{name}", "--steps", "2", "--html", str(page)]) == 0
+        outlines.append(Outline(page.read_text("utf-8")))
+    assert outlines[0].elements == outlines[1].elements
+    assert sum("alert(1)" in text for text in outlines[1].texts) > 3
+    for more in ([], ["--json"]):
+        assert main(["gsnr", "workloads:hostile", *more]) == 0
+        assert main(["memory", "workloads:hostile", *more]) == 0
+    printed = capsys.readouterr()
+    assert "alert(1)" in printed.out
+    assert {*"\x1b\x07\u202e"} & {*printed.out, *printed.err} == set()

@@ -48,6 +48,19 @@ def named() -> Any:
     return net, [torch.arange(1.0, 4.0)], lambda model, x: (model["w[red]"] @ x + model[long]).square().sum()
 
 
+def plainly_called(name: str = "") -> Any:
+    """One layer, whose parameters have this at the end of their names."""
+    net = nn.ParameterDict(
+        {f"weight{name}": nn.Parameter(torch.eye(3)), f"bias{name}": nn.Parameter(torch.ones(3))}
+    )
+    return net, [torch.arange(1.0, 4.0)], lambda model, x: sum((value @ x).sum() for value in model.values())
+
+
+def hostile() -> Any:
+    """The same, with names that steer a terminal and that are HTML."""
+    return plainly_called('\x1b]0;title\x07\x1b[2J\u202e"><script>alert(1)</script><!--<script>')
+
+
 def scalar() -> Any:
     """One number, whose update can be too small for any gain."""
     net = nn.ParameterDict({"a": nn.Parameter(torch.tensor(1.0))})

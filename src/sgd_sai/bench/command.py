@@ -12,7 +12,7 @@ import torch
 from sgd_sai.bench import timing
 from sgd_sai.bench.timing import Series
 from sgd_sai.cli import CommandError
-from sgd_sai.console import print_table, progress
+from sgd_sai.cli.console import print_json, print_table, progress
 from sgd_sai.files import as_json, write_json
 from sgd_sai.lab.provenance import command, machine, now
 from sgd_sai.memory.models import MODELS, load
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         write_json(args.out, record)
     if args.json:
-        print(as_json(record), end="")
+        print_json(as_json(record))
     else:
         _show(record)
     return 0

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from importlib.resources import files
@@ -12,8 +11,13 @@ from typing import Any, Literal
 
 from plotly.offline import get_plotlyjs
 
+from sgd_sai.cli.printable import printable
+from sgd_sai.html.markup import NOTHING, Content, Html, element, joined, script_json
+
 #: (light page, dark page).
 Colours = tuple[str, str]
+#: What of a chart's data Plotly draws as text.
+_DRAWN = ("title", "name", "names", "text")
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Section:
 
     title: str
     text: str
-    parts: Sequence[Row | str] = ()
+    parts: Sequence[Row | Html] = ()
     legend: Mapping[str, Colours] = field(default_factory=dict)
     id: str = ""
 
@@ -79,22 +83,22 @@ def build(
     title: str,
     sentences: Sequence[str],
     sections: Sequence[Section],
-    provenance: Mapping[str, Sequence[str]],
+    provenance: Mapping[str, Sequence[Content]],
     *,
     choices: tuple[str, Mapping[str, str]] | None = None,
-    method: str = "",
-    note: str = "",
+    method: Html = NOTHING,
+    note: Html = NOTHING,
     style: str = "",
 ) -> str:
     """Return the page as HTML.
 
     Args:
-        title: plain text, as all that is not said to be HTML.
+        title: of the page.
         sentences: the result, under the title.
         sections: see `Section`.
-        provenance: name → lines of HTML, in the footer.
+        provenance: name → lines, in the footer.
         choices: a question and {key: answer}: the x that the reader may choose for all charts that have it.
-        method, note: HTML before and after the provenance.
+        method, note: before and after the provenance.
         style: CSS beyond that of every page.
     """
     charts = [
@@ -104,53 +108,68 @@ def build(
         if isinstance(part, Row)
         for chart in part.charts
     ]
-    content = Template(_template("content.html")).substitute(
-        title=escape(title),
-        sentences="".join(f"<li>{escape(sentence)}</li>" for sentence in sentences),
-        choices="" if choices is None else _choices(*choices),
-        sections="".join(_section(section) for section in sections),
-        method=method,
-        provenance="".join(
-            f"<dt>{escape(name)}</dt>" + "".join(f"<dd>{line}</dd>" for line in lines)
+    parts = {
+        "title": joined([title]),
+        "sentences": joined(element("li", sentence) for sentence in sentences),
+        "choices": NOTHING if choices is None else _choices(*choices),
+        "sections": joined(_section(section) for section in sections),
+        "method": method,
+        "provenance": joined(
+            part
             for name, lines in provenance.items()
+            for part in (element("dt", name), *(element("dd", line) for line in lines))
         ),
-        note=note,
-        charts=json.dumps([_data(chart) for chart in charts], allow_nan=False).replace("</", "<\\/"),
-        script=_template("page.js"),
-    )
-    return document(title, content, style=_template("page.css") + style)
+        "note": note,
+        "charts": script_json([_data(chart) for chart in charts]),
+        "script": _template("page.js"),
+    }
+    return document(title, _filled("content.html", parts), style=_template("page.css").markup + style)
 
 
-def document(title: str, content: str, *, style: str) -> str:
-    """Return a page around `content`, HTML, whose scripts may use Plotly; `style` is its CSS."""
-    return Template(_template("page.html")).substitute(
-        title=escape(title), style=style, plotly=get_plotlyjs(), content=content
-    )
+def document(title: str, content: Html, *, style: str) -> str:
+    """Return a page around `content`, whose scripts may use Plotly; `style` is its CSS."""
+    parts = {
+        "title": joined([title]),
+        "style": Html(style),
+        "plotly": Html(get_plotlyjs()),
+        "content": content,
+    }
+    return _filled("page.html", parts).markup
 
 
-def figure(caption: str, note: str, content: str) -> str:
-    """Return a figure of `content`, HTML, with a caption and a note to it, plain text."""
-    said = escape(caption) + (f" <small>{escape(note)}</small>" if note else "")
-    return f"<figure><figcaption>{said}</figcaption>{content}</figure>"
+def figure(caption: str, note: str, content: Content) -> Html:
+    """Return a figure of `content`, with a caption and a note to it."""
+    said = (caption, " ", element("small", note)) if note else (caption,)
+    return element("figure", element("figcaption", *said), content)
 
 
-def side_by_side(figures: Sequence[str], layout: str = "") -> str:
+def side_by_side(figures: Iterable[Html], layout: str = "") -> Html:
     """Return figures as one part of a section; nothing of none."""
-    return f'<div class="{f"charts {layout}".rstrip()}">{"".join(figures)}</div>' if figures else ""
+    figures = list(figures)
+    return element("div", *figures, class_=f"charts {layout}".rstrip()) if figures else NOTHING
 
 
-def _template(name: str) -> str:
-    return (files("sgd_sai.html") / "template" / name).read_text("utf-8")
+def plotly_text(text: str) -> str:
+    """Return a text as Plotly takes it, which reads some tags in what it draws."""
+    return escape(printable(text), quote=False)
 
 
-def _choices(question: str, answers: Mapping[str, str]) -> str:
+def _template(name: str) -> Html:
+    return Html((files("sgd_sai.html") / "template" / name).read_text("utf-8"))
+
+
+def _filled(template: str, parts: Mapping[str, Html]) -> Html:
+    markup = {name: part.markup for name, part in parts.items()}
+    return Html(Template(_template(template).markup).substitute(markup))
+
+
+def _choices(question: str, answers: Mapping[str, str]) -> Html:
     first = next(iter(answers))
-    inputs = "".join(
-        f'<label><input type="radio" name="x" value="{key}"{" checked" * (key == first)}>{escape(answer)}'
-        "</label>\n"
+    labels = [
+        element("label", element("input", type="radio", name="x", value=key, checked=key == first), answer)
         for key, answer in answers.items()
-    )
-    return f"<fieldset>\n<legend>{escape(question)}</legend>\n{inputs}</fieldset>\n"
+    ]
+    return element("fieldset", element("legend", question), *labels)
 
 
 def _data(chart: Chart) -> dict[str, Any]:
@@ -159,29 +178,35 @@ def _data(chart: Chart) -> dict[str, Any]:
         name: {key: value for key, value in asdict(axis).items() if value not in (None, "", False)}
         for name, axis in (("x", chart.x), ("y", chart.y))
     }
-    return {"id": chart.id, "lines": chart.lines, **axes}
+    return {"id": chart.id, **_shown({"lines": chart.lines, **axes})}
 
 
-def _section(section: Section) -> str:
-    legend = "".join(
-        f'<span class="key" style="--light:{light};--dark:{dark}">{escape(name)}</span>'
+def _shown(value: Any, key: str = "") -> Any:
+    """The value with the texts that Plotly draws as it takes them."""
+    if isinstance(value, Mapping):
+        return {each: _shown(inner, key if key in _DRAWN else each) for each, inner in value.items()}
+    if isinstance(value, str):
+        return plotly_text(value) if key in _DRAWN else value
+    return [_shown(each, key) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _section(section: Section) -> Html:
+    keys = [
+        element("span", name, class_="key", style=f"--light:{light};--dark:{dark}")
         for name, (light, dark) in section.legend.items()
-    )
-    place = f' id="{escape(section.id)}"' if section.id else ""
-    return (
-        f"<section{place}><h2>{escape(section.title)}</h2>"
-        + (f'<p class="about">{escape(section.text)}</p>' if section.text else "")
-        + (f'<p class="legend">{legend}</p>' if legend else "")
-        + "".join(_row(part) if isinstance(part, Row) else part for part in section.parts)
-        + "</section>"
+    ]
+    return element(
+        "section",
+        element("h2", section.title),
+        element("p", section.text, class_="about") if section.text else NOTHING,
+        element("p", *keys, class_="legend") if keys else NOTHING,
+        *(_row(part) if isinstance(part, Row) else part for part in section.parts),
+        id=section.id,
     )
 
 
-def _row(row: Row) -> str:
-    return side_by_side(
-        [
-            figure(chart.title, chart.note, f'<div class="chart" id="{escape(chart.id)}"></div>')
-            for chart in row.charts
-        ],
-        row.layout,
+def _row(row: Row) -> Html:
+    charts = (
+        figure(chart.title, chart.note, element("div", class_="chart", id=chart.id)) for chart in row.charts
     )
+    return side_by_side(charts, row.layout)

@@ -147,6 +147,12 @@ def folder(out: Path | None, resume: bool, default: Path) -> Path:
             raise CommandError("--resume: needs --out, the folder of the runs to go on with")
         return default
     try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        raise CommandError(
+            f"--out: given {str(out)!r}; allowed: a name in the locale's encoding, as TensorBoard wants it"
+        ) from None
+    try:
         if out.exists() and not out.is_dir():
             raise CommandError(f"--out: {out} is a file; allowed: a folder")
         if not resume and out.is_dir() and any(out.iterdir()):

@@ -18,7 +18,8 @@ from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import RunConfig
 from sgd_sai.lab.report.command import write as write_report
 from sgd_sai.lab.runs import processes, runner
-from sgd_sai.lab.runs.run_pool import PlannedRun, run_pool
+from sgd_sai.lab.runs.run_pool import run_pool
+from sgd_sai.lab.runs.workers import PlannedRun
 from sgd_sai.lab.tasks import ALL
 
 
@@ -41,7 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the runs that are not finished, and write the report, also after Ctrl-C; 0."""
+    """Carry out the runs that are not finished, and write the report, also after Ctrl-C.
+
+    Returns:
+        0; 1 if the process of a run was killed.
+    """
     jobs = arguments.integer("--jobs", args.jobs, least=1, most=arguments.MOST_AT_ONCE)
     _check_ranks(args, jobs)
     with processes.group():
@@ -52,11 +57,11 @@ def run(args: argparse.Namespace) -> int:
         with faults_told("--out", out):
             try:
                 with run_pool(sum(run.config.steps for run in planned)) as runs:
-                    runs.run_all(planned, jobs)
+                    died = runs.run_all(planned, jobs)
             finally:
                 if processes.first() and any(out.glob("*/run.json")):
                     write_report([out], out / "report.html")
-    return 0
+    return 1 if died else 0
 
 
 def _check_ranks(args: argparse.Namespace, jobs: int) -> None:

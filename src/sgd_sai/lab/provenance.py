@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from sgd_sai.cli.secrets import without_secrets
+
 
 def record() -> dict[str, Any]:
     """Return command, date, machine and versions: what a record says about itself."""
@@ -41,8 +43,8 @@ def versions() -> dict[str, str]:
 
 
 def command() -> str:
-    """The command line as it can be typed again."""
-    each = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    """The command line as it can be typed again, but for users, passwords and options of addresses in it."""
+    each = [Path(sys.argv[0]).name, *map(without_secrets, sys.argv[1:])]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         here = os.environ["LOCAL_WORLD_SIZE"]
         nodes = int(os.environ["WORLD_SIZE"]) // int(here)
@@ -58,7 +60,7 @@ def now() -> str:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sgd_sai.files import write_aside
+from sgd_sai.files import encoded, write_aside
 from sgd_sai.lab.schema import parse
 
 Row = dict[str, Any]
@@ -47,7 +47,7 @@ def append(path: Path, row: Row, shared: Collection[str] = ()) -> None:
         file.truncate(len(whole))
         _, known = _parse(whole.decode())
         new, line = _lines(row, shared, known)
-        file.write("".join([*new, line]).encode())
+        file.write(encoded("".join([*new, line])))
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -22,7 +22,8 @@ from sgd_sai.lab.faults import faults_told
 from sgd_sai.lab.numbers import exact
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import Record, RunConfig
-from sgd_sai.lab.runs.run_pool import PlannedRun, run_pool
+from sgd_sai.lab.runs.run_pool import run_pool
+from sgd_sai.lab.runs.workers import PlannedRun
 from sgd_sai.lab.tasks import ALL
 
 SEED = 100

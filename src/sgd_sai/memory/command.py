@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from sgd_sai.cli import CommandError
-from sgd_sai.console import print_table
+from sgd_sai.cli.console import print_json, print_table
 from sgd_sai.files import as_json, write_json
 from sgd_sai.memory import paper
 from sgd_sai.memory.models import MODELS, load
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         except OSError as error:
             raise CommandError(f"--out: cannot write {args.out}: {error.strerror}") from None
     if args.json:
-        print(as_json(record), end="")
+        print_json(as_json(record))
     else:
         show()
     return 0

@@ -93,7 +93,7 @@ def _built_in(class_name: str, settings: dict[str, Any]) -> nn.Module:
 def _from_config(path: Path) -> nn.Module:
     transformers = _transformers()
     try:
-        settings = json.loads(path.read_text())
+        settings = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise ValueError(f"model: cannot read {path}: {error.strerror}") from None
     except ValueError as error:

@@ -6,11 +6,9 @@ import argparse
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from html import escape
 from typing import Any
 
-from sgd_sai import console
-from sgd_sai.cli import CommandError
+from sgd_sai.cli import CommandError, console
 from sgd_sai.files import as_json, write_aside
 
 
@@ -28,12 +26,12 @@ def provenance_lines(record: dict[str, Any]) -> dict[str, list[str]]:
         "Machine": f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB",
         "Versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
     }
-    return {name: [escape(line)] for name, line in lines.items()}
+    return {name: [line] for name, line in lines.items()}
 
 
 def print_json(record: dict[str, Any]) -> None:
     """Print a record as JSON, which has no NaN or Infinity."""
-    print(as_json(record), end="")
+    console.print_json(as_json(record))
 
 
 def give(

@@ -7,16 +7,21 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from sgd_sai.cli import main
 from sgd_sai.lab.optimizers import DEFAULT
 from sgd_sai.lab.reading import read_runs
-from sgd_sai.lab.records import GSNR, METRICS, RUN, Run
-from sgd_sai.lab.report import page
+from sgd_sai.lab.records import GSNR, METRICS, RUN, BlockGSNR, Run
+from sgd_sai.lab.report import figure, page
 from sgd_sai.lab.summary import by_task
 from sgd_sai.lab.summary.sentences import sentences
+from sgd_sai.lab.sweep import page as sweep_page
+from tests.html.outline import Outline
+
+STUDY = Path(__file__).parents[3] / "benchmarks" / "results" / "study"
 
 
 def test_it_is_rebuilt_from_the_records_alone(runs, tmp_path):
@@ -114,3 +119,51 @@ def test_a_browser_shows_it(runs, browser, width, scheme):
     assert complaints == []
     assert [url for url in requests if not re.match("file:|data:|blob:", url)] == []
     shown.close()
+
+
+def hostile(value, text):
+    """The value with `text` after each string in it, but for those that name something of the lab's own."""
+    if isinstance(value, dict):
+        own = ("optimizer", "metric", "status")
+        return {key: each if key in own else hostile(each, text) for key, each in value.items()}
+    return value + text if isinstance(value, str) else value
+
+
+def attacked(run, text):
+    """The run with `text` in every text that its files hold, and for a number of a line of the page."""
+    fields = hostile({**vars(run.record), "config": vars(run.record.config)}, text)
+    fields["config"]["steps"] = f"60{text}"
+    gsnr = run.gsnr and BlockGSNR({name + text: d for name, d in run.gsnr.d.items()}, run.gsnr.steps)
+    config = replace(run.record.config, **fields.pop("config"))
+    record = replace(run.record, **fields, config=config)
+    return replace(run, record=record, gsnr=gsnr, text=run.text and run.text + text)
+
+
+EVIL = '"><script>alert(1)</script><!--<script>'
+
+
+@pytest.mark.parametrize("swept", [False, True])
+def test_a_record_puts_no_element_into_the_page(swept):
+    """Of every kind that the study has: losses and accuracies, texts and pictures, g-SNR."""
+    runs = [run for run in read_runs([STUDY]) if run.record.config.seed == 0]
+    if swept:  # on a grid of one point each
+        runs = [at_a_point(run) for run in runs]
+    clean, attack = (Outline(page.build([attacked(run, text) for run in runs])) for text in ("", EVIL))
+    assert attack.elements == clean.elements
+    assert sum("alert(1)" in text for text in attack.texts) > 20
+    if swept:
+        alone = (Outline(sweep_page.page([attacked(run, text) for run in runs])) for text in ("", EVIL))
+        assert next(alone).elements == next(alone).elements
+
+
+@pytest.mark.parametrize("text", ["$\\frac{$", "$x$ \\$", "\x00\x1b[2J\udcff"])
+def test_a_record_draws_no_formula_and_breaks_no_figure(text):
+    runs = [run for run in read_runs([STUDY]) if run.record.config.seed == 0][:2]
+    drawn = figure.draw(by_task([attacked(run, text) for run in runs]))
+    assert {*drawn} == {"steps", "seconds", "final", "gsnr"}
+    assert sweep_page.figure([attacked(at_a_point(run), text) for run in runs]).startswith(b"\x89PNG")
+    assert not figure.plain(text).replace("\\$", "").count("$")
+
+
+def at_a_point(run):
+    return replace(run, record=replace(run.record, config=replace(run.record.config, weight_decay=0.1)))

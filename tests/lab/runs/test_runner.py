@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 
-import psutil
 import pytest
 import torch
 from lab_commands import PATIENCE, compare, start, wait_for_step
@@ -133,27 +130,6 @@ def test_runs_side_by_side_stop_at_ctrl_c_and_are_the_same_as_one_after_another(
     assert main(compare(whole, *seeds, steps=STEPS)) == 0
     for run in both:
         assert lines(parted / run) == lines(whole / run)
-
-
-def test_a_process_that_waits_for_a_run_ends_with_its_parent():
-    """Which was killed, and could not tell it."""
-    code = """
-import os, time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from sgd_sai.lab.runs.run_pool import _begin_worker
-
-if __name__ == "__main__":
-    context = get_context("spawn")
-    pool = ProcessPoolExecutor(1, context, _begin_worker, (context.Queue(), context.Event()))
-    print(pool.submit(os.getpid).result(), flush=True)
-    time.sleep(3600)
-"""
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    worker = psutil.Process(int(parent.stdout.readline()))
-    parent.kill()
-    parent.wait()
-    assert psutil.wait_procs([worker], PATIENCE)[1] == []
 
 
 def test_the_g_snr_of_every_block_is_recorded_and_changes_nothing(tmp_path, monkeypatch):

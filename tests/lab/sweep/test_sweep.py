@@ -213,6 +213,25 @@ def test_points_that_are_equal_in_six_digits_are_points_of_their_own(tmp_path):
     assert all(f'"{value!r}"' in (out / "sweep.html").read_text() for value in (*rates, *decays))
 
 
+def test_a_process_that_is_killed_is_a_line_and_the_others_go_on(tmp_path, capfd):
+    out = tmp_path / "sweep"
+    given = sweeping(out, "--lr", "1,0.5", "--weight-decay", "0", "--steps", "300", "--jobs", "2", "--resume")
+    process = start(given)
+    while not list(out.glob("*/metrics.jsonl")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    family = psutil.Process(process.pid).children()
+    next(each for each in family if "spawn_main" in " ".join(each.cmdline())).kill()
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1, errors
+    assert "Traceback" not in errors
+    printed = capfd.readouterr().out
+    assert printed.count("failed, its process was killed by SIGKILL, perhaps for want of memory") == 1
+    assert printed.count("validation loss") == 1
+    assert main(given) == 0
+    assert [run.record.status for run in read_runs([out])] == ["finished", "finished"]
+
+
 @pytest.mark.parametrize("width", [390, 1200])
 def test_a_browser_shows_it(browser, width, tmp_path):
     runs = [Run(ended(point), [], []) for point in POINTS]

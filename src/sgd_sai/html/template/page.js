@@ -30,12 +30,12 @@ function trace(line) {
     x: chosen(line.x),
     y: line.y,
     name: line.name,
-    text: line.text ?? line.name,
+    text: line.text,
     mode: line.mode ?? "lines",
     opacity: line.opacity ?? 1,
     line: { color: own, width: line.width ?? 1.25, dash: line.dash ?? "solid" },
     marker: { color: own, size: line.size ?? 7, symbol: line.symbol ?? "circle" },
-    hovertemplate: line.silent ? undefined : (line.hover ?? "%{text}<br>%{y:.4g}<extra></extra>"),
+    hovertemplate: line.silent ? undefined : (line.hover ?? `%{${line.text ? "text" : "fullData.name"}}<br>%{y:.4g}<extra></extra>`),
     hoverinfo: line.silent ? "skip" : undefined,
   };
 }

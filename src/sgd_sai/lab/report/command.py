@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sgd_sai.cli import CommandError
+from sgd_sai.cli.console import print_line
 from sgd_sai.files import write_aside
 from sgd_sai.lab import packed
 from sgd_sai.lab.faults import faults_told
@@ -58,7 +59,7 @@ def _pack(folders: Sequence[Path], path: Path) -> int:
         raise CommandError(f"--pack: {path} holds the folders of runs; allowed: a folder without")
     with faults_told("--pack", path):
         packed.write(read_runs(folders), path)
-    print(f"packed: {path}")
+    print_line(f"packed: {path}")
     return 0
 
 
@@ -66,8 +67,8 @@ def write(folders: Sequence[Path], path: Path) -> None:
     """Write the page about the runs in `folders` to `path`, its figures beside it, and say so."""
     runs = read_runs(folders)
     write_aside(path, page.build(runs))
-    print(f"report: {path}")
+    print_line(f"report: {path}")
     for name, picture in figure.draw(by_task(runs)).items():
         beside = path.with_name(f"{path.stem}-{name}.png")
         write_aside(beside, picture)
-        print(f"figure: {beside}")
+        print_line(f"figure: {beside}")

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from sgd_sai.cli.printable import printable
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import BlockGSNR
 from sgd_sai.lab.summary import Row, TaskSummary, statistics
@@ -66,6 +67,11 @@ def png(figure: Figure) -> bytes:
     return content.getvalue()
 
 
+def plain(text: str) -> str:
+    """Return a text as Matplotlib draws it without reading formulas between dollars in it."""
+    return printable(text, "\n").replace("$", r"\$")
+
+
 def _curves(axes: Axes, task: TaskSummary, x: str) -> None:
     """Draw the held-out metric of every run."""
     metric, key = task.about["metric"], x.partition(" ")[0].replace("steps", "step")
@@ -117,8 +123,8 @@ def _gsnr(axes: Axes, task: TaskSummary, row: Row, gsnr: BlockGSNR) -> None:
 
 
 def _dress(axes: Axes, title: str, subtitle: str, grid: str = "y") -> None:
-    axes.set_title(f"{title}\n", loc="left", fontsize=11, fontweight="bold", color=_INK)
-    axes.text(0, 1.03, subtitle, transform=axes.transAxes, fontsize=9, color=_SOFT)
+    axes.set_title(plain(f"{title}\n"), loc="left", fontsize=11, fontweight="bold", color=_INK)
+    axes.text(0, 1.03, plain(subtitle), transform=axes.transAxes, fontsize=9, color=_SOFT)
     axes.grid(axis="x" if grid == "x" else "y", color=_RULE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=_SOFT, which="both", length=0)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
-from html import escape
 from importlib.resources import files
 
 from sgd_sai import html
-from sgd_sai.html import Row, Section
+from sgd_sai.html import Content, Html, Row, Section, element
 from sgd_sai.lab import samples
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import Record, Run
@@ -20,9 +19,12 @@ from sgd_sai.lab.summary.sentences import sentences
 from sgd_sai.lab.sweep import page as sweep_page
 
 _FIRST_SCHEDULE = str(Schedule())  # of records that do not name theirs
-_NOTE = """<p>This page is made of the runs' records alone:
-<code>sgd-sai report RUNS --out report.html</code> rebuilds it and its figures.</p>
-"""
+_NOTE = element(
+    "p",
+    "This page is made of the runs' records alone: ",
+    element("code", "sgd-sai report RUNS --out report.html"),
+    " rebuilds it and its figures.",
+)
 
 
 def build(runs: Sequence[Run]) -> str:
@@ -38,7 +40,7 @@ def build(runs: Sequence[Run]) -> str:
         sections,
         _provenance([run.record for run in runs]),
         choices=("Curves against", charts.AGAINST),
-        method=files("sgd_sai.lab.report").joinpath("method.html").read_text("utf-8"),
+        method=Html(files("sgd_sai.lab.report").joinpath("method.html").read_text("utf-8")),
         note=_NOTE,
         style=sweep_page.STYLE if swept else "",
     )
@@ -59,18 +61,18 @@ def _section(task: TaskSummary) -> Section:
     )
 
 
-def _samples(task: TaskSummary) -> list[str]:
+def _samples(task: TaskSummary) -> list[Html]:
     """Return the pictures or the text that the first model of each row makes, if it makes any."""
     figures = []
     for row in task.rows:
         run = row.runs[0]
         if run.pictures is not None:
             picture = b64encode(run.pictures).decode()
-            made = f'<img alt="{escape(row.label)}" src="data:image/png;base64,{picture}">'
+            made = element("img", alt=row.label, src=f"data:image/png;base64,{picture}")
             note = "from the same noise"
         elif run.text is not None:
-            prompt, text = (escape(_printable(part)) for part in samples.parted(run.text))
-            made = f"<pre><b>{prompt}</b>{text}</pre>"
+            prompt, text = samples.parted(run.text)
+            made = element("pre", element("b", prompt), text)
             note = "after the same held-out text, in bold"
         else:
             continue
@@ -78,11 +80,7 @@ def _samples(task: TaskSummary) -> list[str]:
     return figures
 
 
-def _printable(text: str) -> str:
-    return "".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in text)
-
-
-def _provenance(records: Sequence[Record]) -> dict[str, list[str]]:
+def _provenance(records: Sequence[Record]) -> dict[str, Sequence[Content]]:
     """Return conditions, machines, versions, commands and dates, each said once."""
     machines = (
         f"{r.machine['processor']}, {r.machine['cores']} cores, {r.machine['memory_gib']} GiB, "
@@ -100,7 +98,7 @@ def _provenance(records: Sequence[Record]) -> dict[str, list[str]]:
         "Machine": _once(machines),
         "Versions": _once(versions),
         "Conditions": _once(conditions),
-        "Command": [f"<code>{line}</code>" for line in _once(r.command for r in records)],
+        "Command": [element("code", line) for line in _once(r.command for r in records)],
         "Date": _once((dates[0], dates[-1])),
     }
 
@@ -118,4 +116,4 @@ def _clipping(clip: float | None) -> str:
 
 
 def _once(lines: Iterable[str]) -> list[str]:
-    return [escape(line) for line in dict.fromkeys(lines)]
+    return [*dict.fromkeys(lines)]

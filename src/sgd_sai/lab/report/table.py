@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from html import escape
+from collections.abc import Sequence
 
 from sgd_sai import html
+from sgd_sai.html import Content, Html, element, joined
 from sgd_sai.lab.summary import Row, TaskSummary, cells
 
 
-def results(task: TaskSummary) -> str:
-    """Return the table as HTML, a row per optimizer."""
+def results(task: TaskSummary) -> Html:
+    """Return the table, a row per optimizer."""
     metric = task.about["metric"]
-    columns: list[tuple[str, list[str]]] = [
-        ("Optimizer", [f"<b>{escape(row.label)}</b>" for row in task.rows])
+    columns: list[tuple[str, Sequence[Content]]] = [
+        ("Optimizer", [element("b", row.label) for row in task.rows])
     ]
     if task.by_accuracy:
         columns.append(("Validation accuracy", [_result(task, row, metric) for row in task.rows]))
@@ -25,7 +26,7 @@ def results(task: TaskSummary) -> str:
         ("optimizer.step", [_number(row.step_ms, ".2f", " ms") for row in task.rows]),
         ("Learning rate, of its grid", [_grid(row) for row in task.rows]),
     ]
-    rows = [[f"<span>{column[index]}</span>" for _, column in columns] for index in range(len(task.rows))]
+    rows = [[element("span", column[index]) for _, column in columns] for index in range(len(task.rows))]
     return html.table([name for name, _ in columns], rows, kind="results")
 
 
@@ -33,25 +34,22 @@ def _against(task: TaskSummary) -> list[tuple[str, list[str]]]:
     """Return the columns about AdamW, if it was run beside others."""
     if task.base is None:
         return []
-    label = escape(task.base.label)
+    label = task.base.label
     return [
         (f"Difference to {label}, 95 % interval", [cells.difference(task, row) for row in task.rows]),
         (f"As good as {label} ends, at", [cells.reached(task, row) for row in task.rows]),
     ]
 
 
-def _result(task: TaskSummary, row: Row, metric: str) -> str:
+def _result(task: TaskSummary, row: Row, metric: str) -> Content:
     shown = cells.result(row, metric)
     if metric != task.about["metric"]:
         return shown
+    troubles = [element("span", trouble, class_="trouble") for trouble in row.troubles]
     if row.mean(metric) is None:
-        return _troubles(row) or shown
+        return joined(troubles, " ") if troubles else shown
     best = task.ranking[0].mean(metric) == row.mean(metric)
-    return (f"<strong>{shown}</strong>" if best else shown) + _troubles(row)
-
-
-def _troubles(row: Row) -> str:
-    return "".join(f' <span class="trouble">{escape(trouble)}</span>' for trouble in row.troubles)
+    return joined([element("strong", shown) if best else shown, *troubles], " ")
 
 
 def _steps(row: Row) -> str:
@@ -59,11 +57,11 @@ def _steps(row: Row) -> str:
     return f"{row.runs[0].record.config.steps}{runs}"
 
 
-def _grid(row: Row) -> str:
+def _grid(row: Row) -> Html:
     grid = [row.lr] if row.tuning is None else row.tuning["grid"]
-    rates = " · ".join(f"<b>{rate:.3g}</b>" if rate == row.lr else f"{rate:.3g}" for rate in grid)
-    trouble = ' class="trouble"' if row.on_edge else ""
-    return f'<span class="grid">{rates}</span><br><small{trouble}>{cells.tuning(row)}</small>'
+    rates = [element("b", f"{rate:.3g}") if rate == row.lr else f"{rate:.3g}" for rate in grid]
+    found = element("small", cells.tuning(row), class_="trouble" if row.on_edge else "")
+    return joined([element("span", joined(rates, " · "), class_="grid"), element("br"), found])
 
 
 def _number(value: float | None, spec: str, unit: str) -> str:

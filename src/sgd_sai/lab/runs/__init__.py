@@ -5,7 +5,7 @@ training      its loop: steps, evaluations, measurements
 checkpoint    its state on disk, from which it resumes bit for bit
 board         its curves, for TensorBoard
 prefetch      its batches, prepared ahead
-interrupt     Ctrl-C between two of its steps
 processes     several processes that share it, as torchrun starts them
+workers       processes that carry out several runs, one each at a time
 run_pool      several runs, one after another or side by side, with a progress bar
 """

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import queue
-import signal
-import threading
+import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
-from pathlib import Path
-from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -20,20 +13,7 @@ from sgd_sai.lab.numbers import exact
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import Record, RunConfig
 from sgd_sai.lab.runs import processes, runner
-
-
-class PlannedRun(NamedTuple):
-    """A run to do, or to go on with.
-
-    Attributes:
-        config: its configuration.
-        folder: where its files are.
-        tuning: where its learning rate comes from, for the record.
-    """
-
-    config: RunConfig
-    folder: Path
-    tuning: dict[str, Any] | None = None
+from sgd_sai.lab.runs.workers import PlannedRun, Step, WorkerDied, Workers
 
 
 class RunPool:
@@ -57,8 +37,11 @@ class RunPool:
         self._end(bar, record)
         return record
 
-    def run_all(self, planned: Sequence[PlannedRun], jobs: int) -> None:
+    def run_all(self, planned: Sequence[PlannedRun], jobs: int) -> int:
         """Carry out the runs, `jobs` at a time, each in a process if there is more than one.
+
+        Returns:
+            How many did not end, since their processes were killed; the others go on.
 
         Raises:
             KeyboardInterrupt: every run that was begun has stopped between two steps, and can be resumed.
@@ -66,36 +49,27 @@ class RunPool:
         if jobs == 1:
             for each in planned:
                 self.run(each)
-            return
-        context = get_context("spawn")
-        steps, stop = context.Queue(), context.Event()
-        waiting = list(reversed(planned))
-        running: dict[str, tuple[Future[Record], TaskID]] = {}
-        with ProcessPoolExecutor(jobs, context, _begin_worker, (steps, stop)) as pool:
-            try:
-                while waiting or running:
-                    while waiting and len(running) < jobs:
-                        each = waiting.pop()
-                        running[str(each.folder)] = pool.submit(_train, each), self._begin(each.config)
-                    self._hear(steps, {folder: bar for folder, (_, bar) in running.items()})
-                    for folder, (future, bar) in list(running.items()):
-                        if future.done():
-                            self._end(bar, future.result())
-                            del running[folder]
-            except BaseException:
-                stop.set()
-                raise
-
-    def _hear(self, steps: Any, bars: dict[str, TaskID]) -> None:
-        """Show the steps that other processes have told of, waiting a little for the first."""
-        try:
-            folder, *step = steps.get(timeout=0.2)
-            while True:
-                if folder in bars:
-                    self._follow(bars[folder], *step)
-                folder, *step = steps.get_nowait()
-        except queue.Empty:
-            pass
+            return 0
+        died = 0
+        waiting, bars = list(reversed(planned)), dict[str, TaskID]()
+        with Workers(jobs) as workers:
+            while waiting or workers.busy:
+                while waiting and workers.free:
+                    each = waiting.pop()
+                    bars[str(each.folder)] = self._begin(each.config)
+                    workers.begin(each)
+                for each, news in workers.hear():
+                    bar = bars[str(each.folder)]
+                    if isinstance(news, Step):
+                        self._follow(bar, *news)
+                    elif isinstance(news, Record):
+                        self._end(bar, news)
+                    elif isinstance(news, WorkerDied):
+                        died += 1
+                        self._drop(bar, each, news)
+                    else:
+                        raise news
+        return died
 
     def _begin(self, config: RunConfig) -> TaskID:
         bar = self._progress.add_task(_name(config), total=config.steps, loss="", lr=f"lr {exact(config.lr)}")
@@ -106,6 +80,13 @@ class RunPool:
         self._bars[bar] = step
         self._progress.update(bar, completed=step, loss=f"loss {loss:.3f}", lr=f"lr {lr:.2e}")
         self._progress.update(self._all, completed=self._ended + sum(self._bars.values()))
+
+    def _drop(self, bar: TaskID, planned: PlannedRun, why: WorkerDied) -> None:
+        """Say that a run's process is gone, and how to go on."""
+        del self._bars[bar]
+        self._progress.remove_task(bar)
+        how = f"--resume with --out {planned.folder.parent} goes on with it"
+        print(f"sgd-sai: {_name(planned.config)}: {why}; {how}", file=sys.stderr)
 
     def _end(self, bar: TaskID, record: Record) -> None:
         del self._bars[bar]
@@ -118,45 +99,6 @@ class RunPool:
 
 def _name(config: RunConfig) -> str:
     return f"{config.task} · {OPTIMIZERS[config.optimizer].label} · seed {config.seed}"
-
-
-def _begin_worker(steps: Any, stop: Any) -> None:
-    """Ctrl-C reaches every process of a terminal; the parent alone acts on it, and tells by `stop`."""
-    global _channel
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    steps.cancel_join_thread()  # nobody may be listening any more when this process ends
-    _channel = steps, stop
-    end_with_parent()
-
-
-_channel: tuple[Any, Any]
-
-
-def end_with_parent() -> None:
-    """From now on, end this process when its parent is gone: another may go on with its run.
-
-    Also while it waits for a run: whoever waits on the pipe of a parent that was killed would wait forever.
-    """
-    parent = parent_process()
-    assert parent is not None
-
-    def end() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end, daemon=True).start()
-
-
-def _train(planned: PlannedRun) -> Record:
-    """Carry out one run, in a process of its own."""
-    steps, stop = _channel
-
-    def watch(step: int, loss: float, lr: float) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        steps.put((str(planned.folder), step, loss, lr))
-
-    return runner.train(*planned, watch)
 
 
 @contextmanager

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from sgd_sai.cli import ctrl_c
 from sgd_sai.files import locked
 from sgd_sai.lab import optimizers, provenance
 from sgd_sai.lab.faults import DamagedRun, UnusableRun, damage_named
 from sgd_sai.lab.records import CHECKPOINT, GSNR, METRICS, RUN, Record, Run, RunConfig, differences
-from sgd_sai.lab.runs import interrupt, processes
+from sgd_sai.lab.runs import processes
 from sgd_sai.lab.runs.training import Training, Watcher
 from sgd_sai.lab.tasks import ALL, Problem
 
@@ -118,7 +119,7 @@ def _train(
     run = Training(config, folder, problem, model, called, optimizer, task)
     record.write(folder)  # not before: a run that cannot be gone on with stays as it is
     try:
-        with run.opened(), interrupt.between_steps() as heed:
+        with run.opened(), ctrl_c.held() as heed:
             record.result, record.status = run.to_the_end(watch, heed)
     except BaseException:
         record.status = "interrupted"

@@ -7,19 +7,18 @@ each machine that takes part, one process claims points and tells results, and `
 from __future__ import annotations
 
 import argparse
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+import time
 from dataclasses import replace
 from functools import partial
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import optuna
-from rich.console import Console
 
 from sgd_sai.cli import CommandError
+from sgd_sai.cli.console import print_line
+from sgd_sai.cli.secrets import scrubbed, shown_address
 from sgd_sai.files import write_aside
 from sgd_sai.lab import arguments
 from sgd_sai.lab.faults import faults_told
@@ -27,7 +26,8 @@ from sgd_sai.lab.numbers import exact
 from sgd_sai.lab.reading import read_runs
 from sgd_sai.lab.records import Record, RunConfig
 from sgd_sai.lab.runs import runner
-from sgd_sai.lab.runs.run_pool import end_with_parent, outcome
+from sgd_sai.lab.runs.run_pool import outcome
+from sgd_sai.lab.runs.workers import PlannedRun, Step, WorkerDied, Workers
 from sgd_sai.lab.sweep import page
 from sgd_sai.lab.sweep.axes import Axes, Point
 from sgd_sai.lab.sweep.trials import Trials, alone, point_of
@@ -89,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
         with alone(url):
             storage = optuna.storages.get_storage(url)
     except Exception as error:  # as many kinds as there are storages
-        raise CommandError(f"--storage: cannot open {url}: {str(error).splitlines()[0]}") from None
+        why = scrubbed((str(error).splitlines() or [type(error).__name__])[0], url)
+        raise CommandError(f"--storage: cannot open {shown_address(url)}: {why}") from None
     failed = 0
     with faults_told("--out", out):
         try:
@@ -102,15 +103,16 @@ def run(args: argparse.Namespace) -> int:
                 runs = read_runs([out])
                 write_aside(out / "sweep.html", page.page(runs))
                 write_aside(out / "sweep.png", page.figure(runs))
-                print(f"report: {out / 'sweep.html'}\nfigure: {out / 'sweep.png'}")
+                print_line(f"report: {out / 'sweep.html'}")
+                print_line(f"figure: {out / 'sweep.png'}")
     return 1 if failed else 0
 
 
 def _complete(trials: Trials, first: RunConfig, out: Path, jobs: int, growths: int) -> int:
     """Train the points that are left, `jobs` at a time, on a grid that may grow; return how many failed."""
-    with ProcessPoolExecutor(jobs, get_context("spawn"), end_with_parent) as pool:
+    with Workers(jobs) as workers:
         while True:
-            _run_all(trials, first, out, jobs, pool)
+            _run_all(trials, first, out, workers)
             grown = trials.axes.grown(trials.best) if trials.best else None
             if grown is None:
                 break
@@ -123,39 +125,41 @@ def _complete(trials: Trials, first: RunConfig, out: Path, jobs: int, growths: i
     return len(trials.failed)
 
 
-def _run_all(trials: Trials, first: RunConfig, out: Path, jobs: int, pool: ProcessPoolExecutor) -> None:
-    running: dict[Future[Record], optuna.Trial] = {}
+def _run_all(trials: Trials, first: RunConfig, out: Path, workers: Workers) -> None:
+    running: dict[str, optuna.Trial] = {}
+    beaten = time.monotonic()
     while True:
-        while len(running) < jobs and (claimed := trials.claim()):
+        while workers.free and (claimed := trials.claim()):
             trial, point = claimed
             config = _at(first, point)
-            running[pool.submit(_train, config, _folder(config, out))] = trial
+            planned = PlannedRun(config, _folder(config, out))
+            running[str(planned.folder)] = trial
+            workers.begin(planned)
         if not running:
             return
-        ended, _ = wait(running, timeout=BEAT, return_when=FIRST_COMPLETED)
-        for future in ended:
-            trial = running.pop(future)
-            where = _shown(point_of(trial))
-            try:
-                record = future.result()
-            except Exception as error:
-                trials.tell(trial, None)
-                _say(
-                    first, f"{where}: failed, {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-                )
-                if isinstance(error, BrokenProcessPool):
-                    raise CommandError("a process of the sweep was killed; --resume goes on") from None
-                continue
-            trials.tell(trial, record)
-            _say(first, f"{where}: {outcome(record)}")
-        for trial in running.values():
-            trials.beat(trial)
+        for each, news in workers.hear():
+            if not isinstance(news, Step):
+                _ended(trials, running.pop(str(each.folder)), each.config, news)
+        if time.monotonic() - beaten > BEAT:
+            beaten = time.monotonic()
+            for trial in running.values():
+                trials.beat(trial)
+
+
+def _ended(trials: Trials, trial: optuna.Trial, config: RunConfig, found: Record | Exception) -> None:
+    """Enter how the run of a trial ended, and say so."""
+    if isinstance(found, Record):
+        trials.tell(trial, found)
+        said = outcome(found)
+    else:
+        trials.tell(trial, None)
+        kind = "" if isinstance(found, WorkerDied) else f"{type(found).__name__}: "
+        said = f"failed, {kind}{(str(found).splitlines() or [''])[0]}"
+    _say(config, f"{_shown(point_of(trial))}: {said}")
 
 
 def _say(config: RunConfig, text: str) -> None:
-    Console().print(
-        f"{config.task} · {config.optimizer} · {text}", highlight=False, markup=False, soft_wrap=True
-    )
+    print_line(f"{config.task} · {config.optimizer} · {text}")
 
 
 def _at(config: RunConfig, point: Point) -> RunConfig:
@@ -180,11 +184,6 @@ def _check_resumable(config: RunConfig, axes: Axes, out: Path) -> None:
     for point in axes.points:
         at = _at(config, point)
         runner.held(at, _folder(at, out))
-
-
-def _train(config: RunConfig, folder: Path) -> Record:
-    """One run, in a process of its own."""
-    return runner.train(config, folder, None, lambda *_: None)
 
 
 def _decay(given: str) -> float:

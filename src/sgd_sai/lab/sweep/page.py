@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 import plotly.graph_objects as go
 
 from sgd_sai import html
+from sgd_sai.html import Html, element, joined, plotly_text
 from sgd_sai.lab.numbers import exact
 from sgd_sai.lab.records import Run
-from sgd_sai.lab.report.figure import in_rows, png
+from sgd_sai.lab.report.figure import in_rows, plain, png
 from sgd_sai.lab.sweep.results import Grid, grids
 
 STYLE = """
@@ -32,17 +32,17 @@ body { font-family: system-ui, sans-serif; margin: 1rem; }
 
 def page(runs: Sequence[Run]) -> str:
     """Return a table of the grids, and a heat map and a surface of each, side by side where there is room."""
-    content = f"<h1>Learning rate × weight decay</h1>{surfaces(runs)}"
+    content = joined([element("h1", "Learning rate × weight decay"), surfaces(runs)])
     return html.document("Sweep", content, style=_ALONE + STYLE)
 
 
-def surfaces(runs: Sequence[Run]) -> str:
-    """Return the same as HTML for a page of `sgd_sai.html` that has `STYLE`."""
+def surfaces(runs: Sequence[Run]) -> Html:
+    """Return the same as a part of a page of `sgd_sai.html` that has `STYLE`."""
     found = grids(runs)
     columns = ("", "best", "mean over the grid", "finished", "best on an edge")
     rows = [
         [
-            escape(grid.title),
+            grid.title,
             _shown(grid.best),
             _shown(grid.mean),
             f"{len(grid.numbers)} of {len(grid.rates) * len(grid.decays)}",
@@ -51,14 +51,14 @@ def surfaces(runs: Sequence[Run]) -> str:
         for grid in found
     ]
     table = html.table(columns, rows, kind="robustness")
-    return f'<div class="wide">{table}</div>' + "".join(_charts(grid) for grid in found)
+    return joined([element("div", table, class_="wide"), *map(_charts, found)])
 
 
 def _shown(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-def _charts(grid: Grid) -> str:
+def _charts(grid: Grid) -> Html:
     x, y = ([exact(value) for value in values] for values in (grid.rates, grid.decays))
     style = {"colorscale": "Viridis", "reversescale": grid.metric != "val_accuracy", "showscale": False}
     layout = {"template": "plotly_white", "height": 380, "margin": {"l": 60, "r": 10, "t": 10, "b": 50}}
@@ -69,15 +69,15 @@ def _charts(grid: Grid) -> str:
     surface.update_scenes(
         xaxis={"title": "learning rate", "tickvals": list(range(len(x))), "ticktext": x},
         yaxis={"title": "λ", "tickvals": list(range(len(y))), "ticktext": y},
-        zaxis={"title": grid.metric.replace("val_", "")},
+        zaxis={"title": plotly_text(grid.metric.replace("val_", ""))},
         camera={"eye": {"x": 1.7, "y": 1.7, "z": 1.0}},
     )
     drawn = (
-        chart.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True})
+        Html(chart.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True}))
         for chart in (heat, surface)
     )
-    sides = "".join(f"<div>{chart}</div>" for chart in drawn)
-    return f'<h3>{escape(grid.title)}</h3><p>{escape(grid.summary)}</p><div class="sweep">{sides}</div>'
+    sides = element("div", *(element("div", chart) for chart in drawn), class_="sweep")
+    return joined([element("h3", grid.title), element("p", grid.summary), sides])
 
 
 def figure(runs: Sequence[Run]) -> bytes:
@@ -98,7 +98,7 @@ def figure(runs: Sequence[Run]) -> bytes:
         axes.set_xticks(range(len(grid.rates)), [exact(rate) for rate in grid.rates])
         axes.set_yticks(range(len(grid.decays)), [exact(decay) for decay in grid.decays])
         axes.set(xlabel="learning rate", ylabel="weight decay λ")
-        axes.set_title(grid.summary.replace(": ", "\n", 1).replace("; ", "\n"), fontsize=8)
+        axes.set_title(plain(grid.summary.replace(": ", "\n", 1).replace("; ", "\n")), fontsize=8)
         for row, line in enumerate(grid.found):
             for column, value in enumerate(line):
                 shown = "–" if value is None else f"{value:.3g}"

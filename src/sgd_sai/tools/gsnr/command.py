@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from sgd_sai import console
-from sgd_sai.cli import CommandError
+from sgd_sai.cli import CommandError, console
 from sgd_sai.diagnostics import GSNRRecorder
 from sgd_sai.lab import arguments, provenance
 from sgd_sai.tools import options, output
@@ -83,7 +82,7 @@ def _cost(workload: Workload, args: argparse.Namespace) -> int:
         output.print_json(found)
     else:
         every = GSNRRecorder(workload.named).every
-        print(
+        console.print_line(
             f"{workload.name}: one record {1e3 * cost.record_s:.2f} ms, one training step "
             f"{1e3 * cost.step_s:.2f} ms (medians of {cost.runs}); at one record every {every} steps the "
             f"recorder adds {100 * cost.share:.2f} % of the step time"

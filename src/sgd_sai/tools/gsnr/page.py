@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from html import escape
 from typing import Any, Literal
 
 from sgd_sai import html
-from sgd_sai.html import Axis, Chart, Colours, Row, Section
+from sgd_sai.html import Axis, Chart, Colours, Row, Section, element
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.tools import output
 from sgd_sai.tools.gsnr.record import COLUMNS, WORDS, cells
@@ -186,12 +185,12 @@ def _lines(
 def _blocks(record: dict[str, Any]) -> Section:
     columns = list(COLUMNS)
     columns[9:11] = ["SGD-SaI update", "AdamW update"]
-    rows = [[*map(escape, cells(row))] for row in record["blocks"]]
+    rows = [cells(row) for row in record["blocks"]]
     table = html.table(columns, rows, kind="listing", words=WORDS)
     lr = record["lr"]["normalize=True"]
     return Section(
         "Every block",
         "d elements, gradient norm ‖g‖ and deviation σ, scale = G_snr over the largest; RMS of the first "
         f"update of SGD-SaI at lr {lr:.3g} and of AdamW at lr {record['adamw_lr']:.3g}.",
-        [f"<details open><summary>{len(rows)} rows</summary>{table}</details>"],
+        [element("details", element("summary", f"{len(rows)} rows"), table, open=True)],
     )

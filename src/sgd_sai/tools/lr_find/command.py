@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from sgd_sai import console, gsnr
-from sgd_sai.cli import CommandError
+from sgd_sai import gsnr
+from sgd_sai.cli import CommandError, console
 from sgd_sai.diagnostics import Measurement
 from sgd_sai.gsnr import Normalize
 from sgd_sai.lab import arguments, optimizers, provenance

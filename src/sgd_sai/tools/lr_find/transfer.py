@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from sgd_sai import console
-from sgd_sai.cli import CommandError
+from sgd_sai.cli import CommandError, console
 from sgd_sai.diagnostics import transfer_lr
 from sgd_sai.lab import arguments, provenance, tuned
 from sgd_sai.lab.tasks import TASKS

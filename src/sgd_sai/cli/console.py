@@ -1,15 +1,19 @@
 """Tables, sentences and progress of the commands, drawn by `rich` on a terminal.
 
-Tables and sentences are plain text elsewhere, or without `rich`; progress is not shown.
+Tables and sentences are plain text elsewhere, or without `rich`; progress is not shown. What steers a
+terminal is not printed: names come from models and records, and could hold anything.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from sgd_sai.cli.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,6 +56,8 @@ def print_table(
         styles: of each row, as `rich` calls them; none of them: all rows are plain.
     """
     drawn_on = terminal()
+    rows = [[*map(printable, row)] for row in rows]
+    title, note = printable(title), printable(note, "\n")
     if drawn_on is None:
         _print_plain(title, columns, rows, words, note)
     else:
@@ -62,9 +68,26 @@ def print_sentence(text: str) -> None:
     """Print a sentence with a bullet."""
     drawn_on = terminal()
     if drawn_on is None:
-        print(f"• {text}")
+        print_line(f"• {text}")
     else:
-        drawn_on.print(f"• {text}", markup=False)
+        drawn_on.print(f"• {printable(text)}", markup=False)
+
+
+def print_line(text: str) -> None:
+    """Print a line as it is, however long."""
+    print(printable(text))
+
+
+def print_json(text: str) -> None:
+    """Print JSON, by their codes the characters that do not show, or that the output cannot encode."""
+    encoding = sys.stdout.encoding or "utf-8"
+
+    def as_it_is(each: str) -> bool:
+        return each == "\n" or (
+            each.isprintable() and each == each.encode(encoding, "replace").decode(encoding)
+        )
+
+    print("".join(each if as_it_is(each) else json.dumps(each)[1:-1] for each in text), end="")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The command line: `sgd-sai COMMAND …`, one row of `COMMANDS` each; modules are imported on use."""
+"""The commands, one row of `COMMANDS` each; modules are imported on use."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import importlib
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
+
+from sgd_sai.cli import ctrl_c, streams
+from sgd_sai.cli.printable import printable
+from sgd_sai.cli.secrets import without_secrets
 
 #: What `sgd-sai` knows: command → (module, what it does). A module has `add_arguments(parser)`, and
 #: `run(args)`, which returns the exit code.
@@ -29,24 +33,45 @@ class CommandError(Exception):
     """Bad input: shown as one line, exit code 2."""
 
 
+class _Said(Exception):
+    """All is done: --help or --version has been printed."""
+
+
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser that leaves the end of the process to `main`, and whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         raise CommandError(message)
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        raise _Said
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0; 2 for bad input; 130 after Ctrl-C."""
+    """Run one command and return its exit code.
+
+    0; 1 if a run failed, or what was to be printed could not be; 2 for bad input; 130 after Ctrl-C. A reader
+    of the output that goes, as `head` does, changes nothing.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return _dispatch(arguments)
-    except CommandError as error:
-        print(f"sgd-sai: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("sgd-sai: interrupted", file=sys.stderr)
-        return 130
+    with streams.patient() as failure:
+        try:
+            with ctrl_c.heeded():
+                code = _dispatch(arguments)
+        except _Said:
+            code = 0
+        except CommandError as error:
+            return _failed(str(error), 2)
+        except KeyboardInterrupt:
+            return _failed("interrupted", ctrl_c.EXIT_CODE)
+        unwritten = failure()
+        return code if unwritten is None else _failed(f"cannot write the output: {unwritten.strerror}", 1)
+
+
+def _failed(why: str, code: int) -> int:
+    """Say why in one line, without the passwords of addresses in it and what could steer a terminal."""
+    print(f"sgd-sai: {printable(without_secrets(why))}", file=sys.stderr)
+    return code
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -82,8 +107,3 @@ def _overview() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sgd-sai {__version__}")
     parser.add_argument("command", help="one of those below; `sgd-sai COMMAND --help` shows its options")
     return parser
-
-
-if __name__ == "__main__":
-    # Not this module's own `main`: commands raise the `CommandError` of sgd_sai.cli, and this is __main__.
-    sys.exit(importlib.import_module("sgd_sai.cli").main())

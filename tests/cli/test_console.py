@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from sgd_sai import console
+from sgd_sai.cli import console
 
 TABLE = ("A title", ("name", "value"), [["w[red]", "1,234"], ["a " * 30, "5"]])
 
@@ -36,3 +36,24 @@ def test_without_rich_a_terminal_gets_plain_text(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert console.terminal() is None
     assert console.width() == 180
+
+
+@pytest.mark.parametrize("on_a_terminal", [False, True])
+def test_what_steers_a_terminal_is_not_printed(
+    on_a_terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn_on = Console(width=200, force_terminal=True, color_system=None) if on_a_terminal else None
+    monkeypatch.setattr(console, "terminal", lambda: drawn_on)
+    evil = "a\x1b[2J\x07\x9b\u202e"
+    console.print_table(evil, ("name",), [[evil]], words=("name",), note=f"{evil}\n{evil}")
+    console.print_sentence(evil)
+    console.print_line(evil)
+    printed = capsys.readouterr().out
+    assert printed.count("a\ufffd[2J\ufffd\ufffd\ufffd") == 6
+    assert {*"\x07\x9b\u202e"} & {*printed} == set()
+    assert "\x1b[2J" not in printed
+
+
+def test_json_has_codes_for_what_does_not_show(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_json('{"a": "\u202e\x9b\udcffσ"}\n')
+    assert capsys.readouterr().out == '{"a": "\\u202e\\u009b\\udcffσ"}\n'
