@@ -95,7 +95,6 @@ def refused(folder, file, capsys):
         ("status", "diverged", "result lacks 'diverged_at'"),
         ("task.metric", MISSING, "task lacks 'metric'"),
         ("task.metric", "val_f1", "task.metric is 'val_f1'; allowed: 'val_loss' or 'val_accuracy'"),
-        ("task.title", Raw(r'"\ud800"'), "task.title is"),
         ("task.clip", "none", "task.clip is 'none'"),
         ("task.notes", Raw('{"a":' * 30 + "1" + "}" * 30), "task.notes is nested too deeply"),
         ("tuning.grid", MISSING, "tuning lacks 'grid'"),

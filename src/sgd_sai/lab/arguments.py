@@ -187,7 +187,7 @@ def make_folder(out: Path, resume: bool) -> None:
     claim = out / ".begun"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        claim.open("a" if resume else "x").close()
+        claim.touch(exist_ok=resume)
     except FileExistsError:
         raise CommandError(
             f"--out: another process has just begun runs in {out}; give another folder, or --resume to share "

@@ -87,7 +87,7 @@ def check(schema: Any, value: Any, at: str = _WHOLE) -> Any:
     if kind in (int, float):
         return _number(kind, value, at)
     if kind is str:
-        return _text(value, at)
+        return _of(str, value, at, "a text")
     return _of(kind, value, at, kind.__name__)
 
 
@@ -104,7 +104,7 @@ def _members(schema: Any, value: Mapping[str, Any], at: str) -> Any:
         raise ValueError(f"{at} lacks {missing[0]!r}")
     found = {}
     for name, member in value.items():
-        found[_text(name, at)] = check(hints.get(name, Any), member, _inside(at, name))
+        found[_of(str, name, at, "a text")] = check(hints.get(name, Any), member, _inside(at, name))
     return found if plain else schema(**found)
 
 
@@ -136,13 +136,6 @@ def _within(range: Range, value: Any, at: str) -> Any:
     return value
 
 
-def _text(value: Any, at: str) -> str:
-    text: str = _of(str, value, at, "a text")
-    if any("\ud800" <= each <= "\udfff" for each in text):
-        _differs(at, value, "a text without halves of characters")
-    return text
-
-
 def _json(value: Any, at: str, depth: int = 0) -> Any:
     """Return what may be anything, as long as it can be written again."""
     if depth > _DEEPEST:
@@ -151,7 +144,7 @@ def _json(value: Any, at: str, depth: int = 0) -> Any:
         for each in (*value, *value.values()) if isinstance(value, dict) else value:
             _json(each, at, depth + 1)
     elif isinstance(value, str):
-        _text(value, at)
+        _of(str, value, at, "a text")
     elif isinstance(value, float):
         _number(float, value, at)
     return value
