@@ -244,22 +244,23 @@ def test_random_bits_are_uniform_and_independent() -> None:
     assert torch.equal(random_bits(like, Noise(0), torch.tensor(7)), random_bits(like, Noise(0), 7))
 
 
-WHOLE = {"8bit": "8bit", "bf16": torch.bfloat16}
+FEW = {"8bit": "8bit", "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @pytest.mark.parametrize(
     ("momentum", "way"),
     [(0.9, "default"), (0.9, "foreach"), (0.9, "for-loop"), (0.99, "default"), (0.999, "default")],
 )
-@pytest.mark.parametrize("state_dtype", WHOLE)
+@pytest.mark.parametrize("state_dtype", FEW)
 def test_a_momentum_forgets_as_in_float32(state_dtype: str, momentum: float, way: str) -> None:
     """Gradients that become zero beside one that stays: to nearest, weights would move on for ever."""
     there = torch.zeros(64, 256)
     there[:, 0] = 1.0
     then = there.clone()
     there[:, 1:] = torch.linspace(0.01, 0.9, 255)
+    there, then = there * 2e-5, then * 2e-5  # near where float16 has denormals
     after = {}
-    for name, options in {"exact": {}, "asked": {"state_dtype": WHOLE[state_dtype]}}.items():
+    for name, options in {"exact": {}, "asked": {"state_dtype": FEW[state_dtype]}}.items():
         param = nn.Parameter(torch.zeros(64, 256))
         optimizer = SGDSaI([param], lr=1.0, momentum=momentum, scale="sqrt_d", **options, **WAYS[way])
         for step in range(20 + int(6 / (1 - momentum))):
@@ -268,11 +269,11 @@ def test_a_momentum_forgets_as_in_float32(state_dtype: str, momentum: float, way
         after[name] = param.detach()[:, 1:].mean(0)
     ratio = after["asked"] / after["exact"]
     assert ratio.mean() == pytest.approx(1.0, abs=0.01)
-    assert (ratio - 1).abs().max() < 0.15  # of 64 elements each
+    assert (ratio - 1).abs().max() < 0.3  # of 64 elements each
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.99, 0.999])
-@pytest.mark.parametrize("state_dtype", WHOLE)
+@pytest.mark.parametrize("state_dtype", FEW)
 def test_a_quadratic_ends_where_it_does_in_float32(state_dtype: str, momentum: float) -> None:
     def loss(**options: Any) -> float:
         torch.manual_seed(0)
@@ -284,7 +285,7 @@ def test_a_quadratic_ends_where_it_does_in_float32(state_dtype: str, momentum: f
             optimizer.step()
         return (curvature * param.detach() ** 2).mean().item()
 
-    assert loss(state_dtype=WHOLE[state_dtype]) == pytest.approx(loss(), rel=0.15)
+    assert loss(state_dtype=FEW[state_dtype]) == pytest.approx(loss(), rel=0.15)
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-30, 1e30])

@@ -16,7 +16,7 @@ from sgd_sai.distributed.layout import first_elements, is_spread, local_parts
 from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.messages import name_of
 from sgd_sai.options import Group, check_param
-from sgd_sai.quantized import Momentum, Momentum8, Momentum16, absmax_in
+from sgd_sai.quantized import FEW_BITS, Momentum, Momentum8, Momentum16, absmax_in
 from sgd_sai.rounding import Noise, Rounding
 from sgd_sai.state import EMPTY, State, gsnr_keys, lacks_compensation, needs_compensation
 
@@ -134,7 +134,7 @@ def plain_columns(
     if not all(dtype.is_floating_point for dtype in {grad.dtype for grad in grads}):
         return None
     in_8_bits = group["state_dtype"] == "8bit" or any("momentum_absmax" in state for state in of_params)
-    if kept and (in_8_bits or torch.bfloat16 in {m.dtype for m in momenta}):
+    if kept and (in_8_bits or not FEW_BITS.isdisjoint(m.dtype for m in momenta)):
         absmaxes = list(map(absmax_in, of_params))
         narrow = [m.dtype == torch.int8 and m.is_contiguous() for m in momenta]
         if narrow != [a is not None for a in absmaxes]:
@@ -187,7 +187,8 @@ def _momentum(stored: Tensor, absmax: Tensor | None, noise: Noise) -> Momentum:
     """The momentum of a block from the tensors that its state has of it."""
     if absmax is not None:
         return Momentum8(stored, absmax, noise)
-    return Momentum16(stored, noise) if stored.dtype is torch.bfloat16 else gsnr.as_real(stored)
+    real = gsnr.as_real(stored)
+    return Momentum16(real, noise) if real.dtype in FEW_BITS else real
 
 
 def _noises(index: int, param: Tensor, parts: int) -> list[Noise]:

@@ -84,8 +84,9 @@ class SGDSaI(Optimizer):
             q, k, v weight.
         state_dtype: the dtype of the momentum. None: that of the parameter, but float32 at least;
             `torch.bfloat16`: 2 bytes an element; "8bit": one byte, and a float32 for every 256 elements, in
-            tensors of 4096 elements or more. DTensors keep bfloat16 where ranks could cut these 256: where
-            the last dim is no multiple of 256 (times the ranks that cut it), or the only one.
+            tensors of 4096 elements or more. What has 16 or 8 bits is rounded stochastically. DTensors keep
+            bfloat16 where ranks could cut these 256: where the last dim is no multiple of 256 (times the
+            ranks that cut it), or the only one.
         rounding: how bfloat16 parameters are rounded: to "nearest"; "stochastic", with the right mean, by
             bits that depend on the step, the parameter and the element's place alone (`sgd_sai.rounding`);
             "kahan", which keeps the lower half of a float32 beside each element, in 2 more bytes: it trains

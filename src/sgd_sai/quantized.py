@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sgd_sai.distributed.layout import cuts, gathered, is_spread, local, local_parts, spread_as
 from sgd_sai.gsnr import as_real
-from sgd_sai.rounding import Noise, Rounding, bits_of_momentum, uniform
+from sgd_sai.rounding import Noise, Rounding, bits_of_momentum, in_16_bits, uniform
 
 #: Elements that share a scale.
 BLOCK = 256
@@ -40,7 +40,7 @@ _TINY = torch.finfo(torch.float32).tiny * _LEVELS**2
 
 @dataclass(slots=True)
 class Momentum16:
-    """A momentum in bfloat16, rounded stochastically.
+    """A momentum in bfloat16 or float16, rounded stochastically.
 
     To nearest it would stay where it is once a step changes it by less than half of its last bit.
     """
@@ -62,7 +62,7 @@ class Momentum16:
         exact = momentum.float()
         if step is not None:
             drawn = bits_of_momentum(exact, self.noise, step)
-            exact = (exact.view(torch.int32) + drawn).bitwise_and_(-0x10000).view(torch.float32)
+            exact = in_16_bits(exact, drawn, self.stored.dtype)
         self.stored.copy_(exact)
 
     def write_in_place(self, m: Tensor, drawn: Tensor) -> None:
@@ -72,8 +72,11 @@ class Momentum16:
             m: float32.
             drawn: `bits_of_momentum` for its elements.
         """
-        upper = m.view(torch.int32).add_(drawn).bitwise_right_shift_(16)
-        self.stored.view(torch.int16).copy_(upper)
+        if self.stored.dtype is torch.bfloat16:  # its upper half, in half the time
+            upper = m.view(torch.int32).add_(drawn).bitwise_right_shift_(16)
+            self.stored.view(torch.int16).copy_(upper)
+        else:
+            self.stored.copy_(in_16_bits(m, drawn, self.stored.dtype))
 
     def piece(self, stored: Tensor, begin: int) -> Momentum16:
         """The elements `stored` of it, from number `begin` on."""
@@ -181,7 +184,7 @@ class Momentum8:
 
 
 #: The dtypes of a momentum that is rounded stochastically.
-FEW_BITS = (torch.int8, torch.bfloat16)
+FEW_BITS = frozenset((torch.int8, torch.bfloat16, torch.float16))
 
 #: A momentum of fewer bits than the arithmetic has, of which an update must know how it is rounded.
 FewBits = Momentum16 | Momentum8

@@ -174,6 +174,20 @@ def nearest_float16(exact: Tensor) -> Tensor:
     return torch.where(exact.abs() < 2**-14, (exact * 2**24).round() * 2**-24, rounded)
 
 
+def in_16_bits(exact: Tensor, drawn: Tensor, dtype: torch.dtype) -> Tensor:
+    """Float32 numbers as bfloat16 or float16 has them, still in float32, rounded by 16 random bits each.
+
+    A NaN may become a number.
+    """
+    if dtype == torch.bfloat16:
+        return (exact.view(torch.int32) + drawn).bitwise_and_(-0x10000).view(torch.float32)
+    size = exact.abs()
+    # Below 2⁻¹⁴ the steps of float16 are 2⁻²⁴, as float32 with 10 bits of fraction has them from there on.
+    lifted = torch.where(size < 2**-14, 2**-14, 0.0)
+    bits = (size + lifted).view(torch.int32) + (drawn >> 3)  # 13 of the 23 bits are dropped
+    return (bits.bitwise_and_(-0x2000).view(torch.float32) - lifted).copysign_(exact)
+
+
 def up_or_down(out: Tensor, exact: Tensor, drawn: Tensor) -> None:
     """Write `exact`, float32, to `out`, bfloat16, rounded by 16 random bits for each element."""
     # A bfloat16 is the upper half of a float32: add a random lower half, then drop the lower half.

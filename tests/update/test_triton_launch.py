@@ -167,7 +167,7 @@ def momentum_of(m: Any, state: Any, noise: Noise) -> Any:
     if state is None:
         return None
     if state != "8bit":
-        return Momentum16(m.to(state), noise) if state == torch.bfloat16 else m.to(state)
+        return m.to(state) if state == torch.float32 else Momentum16(m.to(state), noise)
     entries: dict[str, Any] = {}
     create_momentum8(entries, m, 1)
     momentum = Momentum8(entries["momentum_buffer"], entries["momentum_absmax"], noise)
@@ -715,6 +715,7 @@ def compiled_for(
     ("float32", "int8", "nearest"),
     ("bfloat16", "float32", "nearest"),
     ("bfloat16", "bfloat16", "stochastic"),
+    ("bfloat16", "float16", "nearest"),
     ("bfloat16", "int8", "stochastic"),
     ("bfloat16", None, "stochastic"),
     ("bfloat16", "int8", "kahan"),

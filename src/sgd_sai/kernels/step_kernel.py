@@ -92,7 +92,7 @@ def step(
         sign = (sign / tl.load(grad_scale).to(tl.float64)).to(wide)
     key = 0
     first = start
-    if rounding == "stochastic" or m_type == tl.int8 or m_type == tl.bfloat16:
+    if places is not None:
         key = _key(tl.load(count))
         first += tl.load(places + tensor)
 
@@ -130,9 +130,7 @@ def step_alone(
     that a kernel which was compiled for some numbers fits all.
     """
     start = tl.program_id(0).to(tl.int64) * chunk_size
-    key = 0
-    if rounding == "stochastic" or m_type == tl.int8 or m_type == tl.bfloat16:
-        key = _key(count.to(tl.int64))
+    key = _key(count.to(tl.int64))
     _chunk(
         θ_address.to(tl.int64), g_address.to(tl.int64), m_address.to(tl.int64),
         absmax_address.to(tl.int64), c_address.to(tl.int64), start, size - start,
@@ -186,9 +184,7 @@ def _move(
         c = tl.load(c_at, mask)
         θ = _joined(θ, c) if c_type == tl.int16 else θ + c.to(wide)
 
-    if rounding == "stochastic" or m_type == tl.int8 or m_type == tl.bfloat16:
-        bits, of_momentum = _random(first, key, alignment, chunk_size)
-
+    bits, of_momentum = _random(first, key, alignment, chunk_size)  # compiled only where they are used
     m = tl.load(g_at, mask).to(wide) * sign
     if m_type is not None:
         g = m
@@ -213,6 +209,8 @@ def _move(
         elif m_type == tl.bfloat16:
             raised = m.to(tl.float32).to(tl.uint32, bitcast=True) + of_momentum
             tl.store(m_at, _upper_half(raised), mask)
+        elif m_type == tl.float16:
+            tl.store(m_at, _in_float16(m.to(tl.float32), of_momentum), mask)
         else:
             tl.store(m_at, m.to(m_type), mask)
 
@@ -268,6 +266,16 @@ def _up_or_down(θ, bits):
     """θ as a bfloat16 above or below, by 16 bits: random ones, or half a unit; what is none stays none."""
     whole = θ.to(tl.uint32, bitcast=True)
     return _upper_half(tl.where(θ == θ, whole + bits, whole))
+
+
+@triton.jit
+def _in_float16(m, bits):
+    """As `rounding.in_16_bits`."""
+    size = tl.abs(m)
+    lifted = tl.where(size < 2.0**-14, 2.0**-14, 0.0)
+    raised = (size + lifted).to(tl.uint32, bitcast=True) + (bits >> 3)
+    rounded = ((raised >> 13) << 13).to(tl.float32, bitcast=True) - lifted
+    return tl.where(m < 0, -rounded, rounded).to(tl.float16)
 
 
 @triton.jit
