@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor
@@ -22,7 +22,6 @@ from sgd_sai.distributed.collectives import gather_over_ranks
 from sgd_sai.distributed.layout import Part, part_of
 from sgd_sai.given_scales import given_gsnr
 from sgd_sai.gsnr import LARGEST, UNLATCHED, Moments, has_data
-from sgd_sai.meeting import meeting
 from sgd_sai.messages import given_name, name_of
 from sgd_sai.options import Group, is_given
 from sgd_sai.quantized import Momentum, Momentum8, stored_in
@@ -48,14 +47,14 @@ _Member = TypeVar("_Member")
 
 
 def latch(
-    optimizer: SGDSaI, gathered: Sequence[tuple[Group, Sequence[Block]]], *, alone: bool = False
+    optimizer: SGDSaI, gathered: Sequence[tuple[Group, Sequence[Block]]], beside: Sequence[Part]
 ) -> None:
     """Give a scale to every unlatched block whose gradient allows it; `Block.rests` tells who stays.
 
     Args:
         optimizer: the one that steps; its groups are told the normalisers.
         gathered: the blocks that have a gradient in this step, group by group.
-        alone: True if they are those of one parameter, which moves inside backward.
+        beside: what is measured without a block; see `meeting`.
 
     With a process group this is collective while the normalisers are unknown: every rank must call it, with
     blocks or without. The same holds for the ranks that share DTensors while all these are without a scale.
@@ -71,7 +70,6 @@ def latch(
         for group, blocks in gathered
         for members in _measured_together([block for block in blocks if block.gsnr == UNLATCHED], group)
     ]
-    beside = [] if alone or capturing() else meeting(optimizer)
     if not unlatched and not beside and (optimizer.process_group is None or knows_normalizers(optimizer)):
         return
     if capturing():
@@ -176,15 +174,23 @@ def knows_normalizers(optimizer: SGDSaI) -> bool:
 
 
 @contextmanager
-def told_to_others(optimizer: SGDSaI) -> Iterator[None]:
-    """If this rank raises before it has told its normalisers, the others of its process group raise too."""
+def told_to_others(optimizer: SGDSaI, beside: Sequence[Part] = ()) -> Iterator[None]:
+    """If this rank raises before it has told its normalisers, the others of its process group raise too.
+
+    Args:
+        optimizer: the one that steps.
+        beside: where ranks wait for the sums of this one, which are yet to be measured; see `meeting`. They
+            must be told first: until they have these sums, they do not listen to the process group.
+    """
     try:
         yield
+    except RuntimeError:
+        raise  # as of a collective that has failed; no other one can be relied on
     except Exception as error:
-        # After a RuntimeError, as of a collective that has failed, no other one can be relied on.
-        group = None if isinstance(error, RuntimeError) else optimizer.process_group
-        if group is not None and not knows_normalizers(optimizer):
-            gather_over_ranks([math.nan] * 3, group)
+        with suppress(ValueError):  # what all of them raise; this rank has an error of its own
+            gsnr.measure([[part._replace(what=f"an error, {error}")] for part in beside])
+        if optimizer.process_group is not None and not knows_normalizers(optimizer):
+            gather_over_ranks([math.nan] * 3, optimizer.process_group)
         raise
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sgd_sai.distributed.layout import Part, is_spread, local, sharing_groups
 from sgd_sai.gsnr import has_data
-from sgd_sai.state import has_scale
+from sgd_sai.state import has_scale, is_empty
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -27,7 +27,7 @@ def meeting(optimizer: SGDSaI) -> list[Part]:
             for param in filter(is_spread, group["params"]):
                 if has_scale(optimizer.state.get(param, {}), group):
                     met.update(sharing_groups(param))
-                elif param.requires_grad and has_data(local(param)):
+                elif param.requires_grad and not is_empty(param) and has_data(local(param)):
                     for ranks in sharing_groups(param):
                         unmet[ranks] = Part(local(param).new_empty(0), 0, (ranks,), "none, in a first step")
         optimizer._unmet = [part for ranks, part in unmet.items() if ranks not in met]

@@ -12,13 +12,14 @@ from torch.optim.optimizer import ParamsT
 
 from sgd_sai import advice, checkpoint, first_gradient
 from sgd_sai.blocks import Columns, columns_of
-from sgd_sai.cuda_graph import check_capture
+from sgd_sai.cuda_graph import capturing, check_capture
 from sgd_sai.distributed.collectives import check_group, raised_together
 from sgd_sai.distributed.layout import Part
 from sgd_sai.distributed.wrappers import group_of_zero
 from sgd_sai.gather import gather
 from sgd_sai.given_scales import check_names
 from sgd_sai.gsnr import Rule
+from sgd_sai.meeting import meeting
 from sgd_sai.options import Group, check_leaves, check_options, check_params
 from sgd_sai.rounding import next_step
 from sgd_sai.several_optimizers import remember
@@ -237,10 +238,11 @@ class SGDSaI(Optimizer):
         check_capture(groups)
         if self.defaults["differentiable"]:
             check_leaves(groups)
-        with first_gradient.told_to_others(self):
+        beside = [] if alone or capturing() else meeting(self)
+        with first_gradient.told_to_others(self, beside):
             gathered = [(group, gather(self, group, index)) for group in groups]
         lists = [(group, blocks) for group, blocks in gathered if isinstance(blocks, list)]
-        first_gradient.latch(self, lists, alone=alone is not None)
+        first_gradient.latch(self, lists, beside)
         collected = []
         for group, blocks in gathered:
             step = next_step(group, compiling, alone=alone is not None)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from world import world
 
 from sgd_sai import UNLATCHED, GSNRRecorder, SGDSaI, gradient_release, measure_scales
@@ -220,6 +221,75 @@ def test_an_error_of_one_rank_of_a_process_group(how: str, message: str) -> None
     assert message in second
 
 
+def fails_beside_a_shared_parameter(process_group: bool) -> str:
+    """Rank 3 raises before it has measured what it shares with rank 2; the first stage shares nothing."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("stage", "data"))
+    param = named(mesh["data"])["p"]
+    own = nn.Parameter(torch.ones(3))
+    group = dist.group.WORLD if process_group else None
+    optimizer = SGDSaI([("p", param), ("own", own)], lr=0.1, process_group=group)
+    own.grad = torch.ones(3).to_sparse() if dist.get_rank() == 3 else torch.ones(3)
+    said = refused(optimizer.step)
+    own.grad = torch.ones(3)
+    optimizer.step()
+    assert_scales_of_the_whole(optimizer, {"p": param})
+    return said
+
+
+@pytest.mark.parametrize("process_group", [False, True])
+def test_an_error_of_one_rank_that_shares_parameters(process_group: bool) -> None:
+    *stage, third, fourth = world(4, fails_beside_a_shared_parameter, process_group)
+    assert f"on rank 2 {P}; on rank 3 an error, parameter 'own': its gradient is sparse" in third
+    assert fourth.startswith("parameter 'own': its gradient is sparse")
+    told = "process_group: its rank 2 has raised an error" if process_group else "nothing was raised"
+    assert all(said.startswith(told) for said in stage)
+
+
+def outside_the_mesh() -> None:
+    """Ranks 2 and 3 have the parameter too, but nothing of it."""
+    mesh = DeviceMesh("cpu", [0, 1])
+    inside = dist.get_rank() < 2
+    params = named(mesh)
+    own = nn.Parameter(torch.ones(3))
+    optimizer = SGDSaI([*params.items(), ("own", own)], lr=0.1)
+    own.grad = torch.arange(3.0)
+    for param in params.values():
+        param.grad = param.grad if inside else None
+    collectives = []
+    for _ in range(2):
+        with CommDebugMode() as comm:
+            quiet_step(optimizer)
+        collectives.append(comm.get_total_counts())
+    assert collectives == [int(inside), 0]
+    optimizer.load_state_dict(optimizer.state_dict())
+    for param in params.values():
+        param.grad = torch.zeros_like(param)  # as torch.distributed.checkpoint does
+    quiet_step(optimizer)
+    if inside:
+        assert_scales_of_the_whole(optimizer, params)
+
+
+def without_elements() -> None:
+    """A parameter that will never have a scale is not waited for."""
+    param = nn.Parameter(distribute_tensor(torch.ones(0, 4), init_device_mesh("cpu", (2,)), [Shard(0)]))
+    own = nn.Parameter(torch.ones(3))
+    optimizer = SGDSaI([param, own], lr=0.1)
+    param.grad, own.grad = torch.zeros_like(param), torch.arange(3.0)
+    with CommDebugMode() as comm:
+        optimizer.step()
+    assert comm.get_total_counts() == 0
+
+
+def dry_run() -> None:
+    """One process as a rank of eight, for its memory: a collective of this backend sends nothing."""
+    dist.destroy_process_group()
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
+    params = named(init_device_mesh("cpu", (8,)))
+    optimizer = SGDSaI(params.items(), lr=0.1)
+    optimizer.step()
+    assert all(optimizer.state[param]["gsnr"] > 0 for param in params.values())
+
+
 def what_is_right() -> None:
     """Ranks own other plain tensors, begin without gradients, and have their meshes in another order."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("rows", "columns"))
@@ -266,6 +336,10 @@ def many() -> None:
     assert "number 1 is on rank 0" in refused(SGDSaI([(name, params[name]) for name in order]).step)
 
 
-@pytest.mark.parametrize(("scenario", "ranks"), [(what_is_right, 4), (many, 2)], ids=["meshes", "many"])
+@pytest.mark.parametrize(
+    ("scenario", "ranks"),
+    [(what_is_right, 4), (many, 2), (outside_the_mesh, 4), (without_elements, 2), (dry_run, 1)],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_what_is_right_goes_on(scenario: Any, ranks: int) -> None:
     world(ranks, scenario)

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 #: or mix the numbers. Rows beyond it follow in a second one, when the ranks are known to agree.
 CAPACITY = 2048
 #: Of the digest of what a rank sends. Each is 0 or 1, so that the sum of equal ones is 0 or the number of
-#: ranks, and that of others is neither, on every rank and in any dtype.
+#: ranks, and that of others is neither, on every rank and in any dtype. The first is always 1, and counts the
+#: ranks: in a dry run, with torch's "fake" backend, a group of any size has this one alone.
 BITS = 48
-# What a rank sends as each bit if another group has disagreed: no sum of these and of bits looks right.
+# What a rank adds to each other bit if another group has disagreed: no sum of these and of bits looks right.
 _TOLD = 0.5
 
 
@@ -47,13 +48,14 @@ def sum_over_ranks(rows: Tensor, parts: Sequence[Part]) -> Tensor:
         places = [i for i, part in enumerate(parts) if group in part.groups]
         whats = [parts[i].what for i in places]
         device = _device(group, rows.device)
-        bits = _digest(whats).to(device, rows.dtype) + _TOLD * told.to(device)
+        bits = _digest(whats).to(device, rows.dtype)
+        bits[1:] += _TOLD * told.to(device)
         first, others = places[:CAPACITY], places[CAPACITY:]
         sent = torch.zeros(BITS + CAPACITY * rows.size(1), dtype=rows.dtype, device=device)
         begin, end = BITS, BITS + len(first) * rows.size(1)
         sent[:begin], sent[begin:end] = bits, rows[first].to(device).flatten()
         torch.distributed.all_reduce(sent, group=group)
-        told = ((sent[:begin] != 0) & (sent[:begin] != group.size())).any().to(rows.device)
+        told = ((sent[:begin] != 0) & (sent[:begin] != sent[0])).any().to(rows.device)
         rows[first] = sent[begin:end].view(len(first), -1).to(rows.device)
         if others and not told:
             summed = rows[others].to(device)
@@ -84,8 +86,8 @@ def _in_order(parts: Sequence[Part]) -> list[ProcessGroup]:
 
 
 def _digest(whats: Sequence[str]) -> Tensor:
-    """The bits of a hash of what a rank has, of shape (BITS,)."""
-    number = int.from_bytes(blake2b("\n".join(whats).encode(), digest_size=BITS // 8).digest(), "big")
+    """A 1, and the bits of a hash of what a rank has, of shape (BITS,)."""
+    number = int.from_bytes(blake2b("\n".join(whats).encode(), digest_size=BITS // 8).digest(), "big") | 1
     return torch.tensor([number >> place & 1 for place in range(BITS)])
 
 

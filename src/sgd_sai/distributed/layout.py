@@ -65,8 +65,11 @@ def summed(tensor: Tensor) -> Tensor:
 
 
 def sharing_groups(tensor: Tensor) -> tuple[ProcessGroup, ...]:
-    """The groups of ranks over which a tensor is cut: those of the mesh dims that do not replicate it."""
-    if not is_spread(tensor):
+    """The groups of ranks over which a tensor is cut: those of the mesh dims that do not replicate it.
+
+    A rank outside the mesh has a DTensor too, of which it holds nothing; it shares it with none.
+    """
+    if not is_spread(tensor) or tensor.device_mesh.get_coordinate() is None:
         return ()
     mesh = tensor.device_mesh
     groups = (mesh.get_group(i) for i, placed in enumerate(tensor.placements) if not placed.is_replicate())
