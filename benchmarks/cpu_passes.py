@@ -24,33 +24,41 @@ from sgd_sai.quantized import BLOCK
 from sgd_sai.update.fused_sgd import descend
 
 SHAPE, TENSORS = (2048, 2048), 8
-PIECE = 2048 * BLOCK
+PIECE = 1024 * BLOCK
 LR, DECAY = 1e-4, 1e-2  # 1 − λη is not 1 in float32: decay is not left out
 
 
 def operations() -> dict[str, Callable[[], Any]]:
     """What the steps with momentum in 16 and in 8 bits are made of, each on one piece."""
-    m, u, squares = (torch.rand(PIECE) for _ in range(3))
+    m, u, level, drawn = (torch.rand(PIECE) for _ in range(4))
+    bits, held = m.view(torch.int32), drawn.view(torch.int32)
     narrow, codes = m.bfloat16(), torch.randint(-127, 128, (PIECE,), dtype=torch.int8)
     q, size = u.view(torch.int16).view(2, -1)
     rows, row = u.view(-1, BLOCK), torch.ones(PIECE // BLOCK, 1)
-    absmax, zero = torch.empty(PIECE // BLOCK), torch.zeros(())
+    absmax = torch.empty(PIECE // BLOCK)
     θ, g = (cycle(torch.rand(64 * PIECE).split(PIECE)) for _ in range(2))
     return {
         "16 bits: to float32": lambda: m.copy_(narrow),
-        "16 bits: back": lambda: narrow.copy_(m),
+        "16 bits: + random bits": lambda: bits.add_(held),
+        "16 bits: the upper half": lambda: bits.bitwise_right_shift_(16),
+        "16 bits: back": lambda: narrow.view(torch.int16).copy_(bits),
         "8 bits: codes to int16": lambda: q.copy_(codes),
         "8 bits: |q|": lambda: torch.abs(q, out=size),
         "8 bits: q |q|": lambda: q.mul_(size),
         "8 bits: to float32": lambda: m.copy_(q),
-        "8 bits: × a row's scale, twice": lambda: rows.mul_(row).mul_(row),
+        "8 bits: × a row's scale": lambda: rows.mul_(row),
         "8 bits: |m|": lambda: torch.abs(m, out=u),
         "8 bits: the largest of a row": lambda: torch.amax(rows, dim=1, out=absmax),
-        "8 bits: √": lambda: squares.sqrt_(),
+        "8 bits: × 127² over the largest": lambda: rows.mul_(row),
+        "8 bits: √": lambda: torch.sqrt(u, out=level),
+        "8 bits: floor": lambda: level.floor_(),
+        "8 bits: − floor²": lambda: u.addcmul_(level, level, value=-1),
+        "8 bits: − 2 floor × random": lambda: u.addcmul_(level, drawn, value=-2),
+        "8 bits: > random": lambda: torch.gt(u, drawn, out=u),
+        "8 bits: + 1 if so": lambda: level.add_(u),
         "8 bits: sign": lambda: m.sign_(),
-        "8 bits: × 127 × sign": lambda: torch.addcmul(zero, u, m, value=127, out=u),
-        "8 bits: round": lambda: u.round_(),
-        "8 bits: to int8": lambda: codes.copy_(u),
+        "8 bits: × sign": lambda: level.mul_(m),
+        "8 bits: to int8": lambda: codes.copy_(level),
         "all: lerp, g from memory": lambda: m.lerp_(next(g), 0.1),
         "all: θ, from and to memory": lambda: descend(next(θ), m, LR, LR * DECAY),
     }
