@@ -219,6 +219,11 @@ def test_members_of_a_block_may_be_beyond_float64_in_their_squares() -> None:
     [with_float32] = gsnr.measure([[huge, usual]])
     assert with_float32.norm == pytest.approx(2e200)
     assert with_float32.deviation() == pytest.approx(1e200 * (12 / 49) ** 0.5)
+    large = torch.full((4,), 6e153, dtype=torch.float64)  # the squares of two add up to more
+    [of_two] = gsnr.measure([[large, -large]])
+    assert of_two.measurable
+    assert of_two.norm == of_two.deviation() * 8**0.5 == pytest.approx(6e153 * 8**0.5)
+    assert gsnr.measure([[torch.full((100,), 1e307, dtype=torch.float64)]])[0].mean == pytest.approx(1e307)
     infinite, unknown = huge.clone(), huge.clone()
     infinite[0], unknown[0] = torch.inf, torch.nan
     assert not any(of.finite or of.measurable for of in gsnr.measure([[infinite], [unknown]]))

@@ -728,6 +728,40 @@ def test_an_8_bit_momentum_that_is_replaced_by_zeros_or_loses_its_scales() -> No
         step(params, optimizer, 1)
 
 
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("floating_alone", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_an_8_bit_state_that_is_cast(dtype: torch.dtype, floating_alone: bool, saved: bool) -> None:
+    """Codes are no numbers, whatever their dtype: taken for those, a step would be 30 times as long."""
+
+    def cast(value: Any) -> Any:
+        chosen = isinstance(value, Tensor) and (value.is_floating_point() or not floating_alone)
+        return value.to(dtype) if chosen else value
+
+    runs = []
+    for is_cast in (False, True):
+        params, optimizer = made(**NARROW)
+        step(params, optimizer, 0)
+        if is_cast and saved:
+            held = optimizer.state_dict()
+            held["state"] = {n: {k: cast(v) for k, v in of.items()} for n, of in held["state"].items()}
+            if not floating_alone:
+                with pytest.raises(ValueError, match="'momentum_absmax', but no momentum in 8 bits"):
+                    optimizer.load_state_dict(held)
+                return
+            optimizer.load_state_dict(held)
+        elif is_cast:
+            for state in optimizer.state.values():
+                state.update({key: cast(value) for key, value in state.items()})
+        for which in (1, 2):
+            step(params, optimizer, which)
+        runs.append((params, optimizer.state[params[1]]))
+    (exact, _), (params, state) = runs
+    assert (state["momentum_buffer"].dtype, state["momentum_absmax"].dtype) == (torch.int8, torch.float32)
+    for param, other in zip(params, exact, strict=True):
+        torch.testing.assert_close(param, other, rtol=0, atol=0.02)
+
+
 @pytest.mark.parametrize("options", [{}, NARROW, {"rounding": "kahan"}], ids=str)
 @pytest.mark.parametrize("way", ["for-loop", "foreach", "default"])
 def test_a_momentum_that_is_switched_off_and_on(way: str, options: dict[str, Any]) -> None:

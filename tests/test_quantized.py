@@ -12,8 +12,8 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from optimizer_info import WAYS, Watch, give_gradients
-from sgd_sai import SGDSaI
-from sgd_sai.quantized import BLOCK, Momentum8, create_momentum8
+from sgd_sai import SGDSaI, gradient_release
+from sgd_sai.quantized import BLOCK, Momentum8, Momentum16, create_momentum8
 from sgd_sai.rounding import PERIOD, Noise, nearest_float16, random_bits, round_to
 from sgd_sai.update.pieces import pieces
 
@@ -272,6 +272,32 @@ def test_a_momentum_forgets_as_in_float32(state_dtype: str, momentum: float, way
     assert (ratio - 1).abs().max() < 0.3  # of 64 elements each
 
 
+@pytest.mark.parametrize("released", [False, True])
+@pytest.mark.parametrize("state_dtype", WHOLE)
+def test_a_momentum_forgets_while_lr_is_0(state_dtype: str, released: bool) -> None:
+    """As of a group that waits. With the same bits in each step, momenta would stay where those lead."""
+    torch.manual_seed(0)
+    net = nn.Linear(256, 64, bias=False)
+    options: dict[str, Any] = {"momentum": 0.99, "scale": "sqrt_d", "state_dtype": WHOLE[state_dtype]}
+    optimizer = SGDSaI(net.parameters(), lr=1.0, **options)
+    if released:
+        gradient_release(net, optimizer)
+    inputs = torch.linspace(0.01, 0.9, 256)
+    for step in range(301):
+        optimizer.param_groups[0]["lr"] = float(step == 0)
+        net(inputs).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        inputs[1:] = 0.0
+        inputs[0] = 1.0
+    state = optimizer.state[net.weight]
+    few: Momentum8 | Momentum16 = Momentum16(state["momentum_buffer"], Noise(0))
+    if state_dtype == "8bit":
+        few = Momentum8(state["momentum_buffer"], state["momentum_absmax"])
+    kept = few.read()[:, 1:].mean() / torch.linspace(0.01, 0.9, 256)[1:].mean()
+    assert kept == pytest.approx(0.99**300, abs=0.01)
+
+
 @pytest.mark.parametrize("momentum", [0.9, 0.99, 0.999])
 @pytest.mark.parametrize("state_dtype", FEW)
 def test_a_quadratic_ends_where_it_does_in_float32(state_dtype: str, momentum: float) -> None:
@@ -405,12 +431,13 @@ def test_a_step_draws_nothing_from_the_users_generators() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_asking_for_the_state_before_training_changes_no_rounding() -> None:
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["number", "tensor"])
+def test_asking_for_the_state_before_training_changes_no_rounding(lr: Any) -> None:
     """torch.distributed.checkpoint creates the state by a step with lr = 0, in which nothing is rounded."""
     nets = [nn.Linear(70, 70, bias=False, dtype=torch.bfloat16) for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())
     for asked, net in enumerate(nets):
-        optimizer = SGDSaI(net.parameters(), lr=0.1, weight_decay=0.1, rounding="stochastic")
+        optimizer = SGDSaI(net.parameters(), lr=lr, weight_decay=0.1, rounding="stochastic")
         if asked:
             get_optimizer_state_dict(net, optimizer)
         for step in range(3):

@@ -139,7 +139,7 @@ def plain_columns(
         narrow = [m.dtype == torch.int8 and m.is_contiguous() for m in momenta]
         if narrow != [a is not None for a in absmaxes]:
             return None
-        if not all(a is None or a.is_contiguous() for a in absmaxes):
+        if not all(a is None or (a.is_contiguous() and a.dtype is torch.float32) for a in absmaxes):
             return None
         momenta = list(map(_momentum, momenta, absmaxes, map(Noise, places)))
     roundings = _plain_roundings(places, params, of_params, group)

@@ -61,7 +61,7 @@ class Moments(NamedTuple):
     @property
     def mean(self) -> float:
         """ḡ, 0 for an empty block."""
-        return self.unit * self.total / self.n if self.n else 0.0
+        return self.unit * (self.total / self.n) if self.n else 0.0
 
     def variance(self, *, unbiased: bool = False) -> float:
         """(1/d) Σ (gⱼ − ḡ)², or with 1/(d−1); 0 where that is undefined.
@@ -96,7 +96,13 @@ class Moments(NamedTuple):
 
 def combined(parts: Sequence[Moments]) -> Moments:
     """The moments of a block from those of its members."""
-    unit = max((part.unit for part in parts), default=1.0)
+    whole = _summed(parts, max((part.unit for part in parts), default=1.0))
+    if not whole.finite and all(part.finite for part in parts):  # each alone is within float64
+        return _summed(parts, _UNIT)
+    return whole
+
+
+def _summed(parts: Sequence[Moments], unit: float) -> Moments:
     parts = [part.in_unit(unit) for part in parts]
     n, total, total_sq, nonzero, _ = map(sum, zip(Moments(0, 0.0, 0.0, 0), *parts, strict=True))
     return Moments(int(n), total, total_sq, int(nonzero), unit)

@@ -72,7 +72,7 @@ class PreparedStep:
         tensors = self._tensors(param, state)
         if _facts(group, index, state, tensors) != self._facts or capturing(self._device):
             return False
-        lr, step = group["lr"], next_step(group, False, alone=True)
+        lr, step = group["lr"], next_step(group, False, counts=False)
         if isinstance(lr, Tensor) or isinstance(step, Tensor):
             return False
         row = [0] * 5

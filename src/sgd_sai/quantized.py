@@ -259,6 +259,24 @@ def absmax_in(state: Mapping[str, Any]) -> Tensor | None:
     return None if isinstance(absmax, float) else absmax
 
 
+def cast_back(state: dict[str, Any]) -> None:
+    """Give a momentum in 8 bits its dtypes again, if a tool has cast a whole state to another one.
+
+    No floating dtype of 16 bits or more loses a code. What is not all integers, the largest 127, is no codes:
+    somebody has put a momentum of more bits in their place.
+    """
+    if (absmax := absmax_in(state)) is None:
+        return
+    held = local(state["momentum_buffer"])
+    if held.dtype != torch.int8:
+        size = held.abs()
+        if held.is_complex() or not ((size == _LEVELS).any() and (size <= _LEVELS).all()):
+            return
+        if not torch.equal(held, held.round()):
+            return
+    state.update(momentum_buffer=state["momentum_buffer"].to(torch.int8), momentum_absmax=absmax.float())
+
+
 def create_momentum8(state: dict[str, Any], param: Tensor, split: int) -> None:
     """Add a momentum of zeros in 8 bits to a state; each of the `split` parts has scales of its own."""
     codes = torch.zeros(as_real(local(param)).shape, dtype=torch.int8, device=param.device)
@@ -269,7 +287,11 @@ def create_momentum8(state: dict[str, Any], param: Tensor, split: int) -> None:
 
 
 def absmax_in_shape(absmax: Tensor, param: Tensor, split: int) -> Tensor:
-    """Scales as `absmax_shape` has them; once they always had one dim. Of DTensors every rank must ask."""
+    """Scales as `absmax_shape` has them, in float32: a tool may have cast the saved ones.
+
+    Once they always had one dim. Of DTensors every rank must ask.
+    """
+    absmax = absmax.float()
     shape = absmax_shape(real_shape(param), split)
     flat = len(shape) > 1 and absmax.shape == (math.prod(shape),)
     return gathered(absmax).reshape(shape) if flat else absmax

@@ -103,17 +103,15 @@ def from_bytes(pairs: Tensor) -> Tensor:
     return spread_as(pairs, low, pairs.shape[:-1]) if is_spread(pairs) else low
 
 
-def next_step(group: Group, compiling: bool, *, alone: bool) -> int | Tensor:
-    """The number of this step, for the bits of stochastic rounding; a parameter alone does not count it."""
+def next_step(group: Group, compiling: bool, *, counts: bool) -> int | Tensor:
+    """The number of this step, for the bits of stochastic rounding; kept only if it counts."""
     last = group.get("rounding_step", 0)  # a group may have been made of the defaults alone
-    # With lr = 0 nothing is rounded: torch.distributed.checkpoint takes such a step to create the state.
-    alone = alone or (not isinstance(group["lr"], Tensor) and group["lr"] == 0)
     if group["capturable"] and group["params"] and not isinstance(last, Tensor):
         # A CUDA graph would keep an integer.
         last = group["rounding_step"] = torch.tensor(last, device=group["params"][0].device)
     if isinstance(last, Tensor):
-        return last + 1 if alone else last.add_(1)
-    if not alone:
+        return last.add_(1) if counts else last + 1
+    if counts:
         group["rounding_step"] = last + 1
     return torch.tensor(last + 1, device="cpu") if compiling else last + 1
 

@@ -20,7 +20,7 @@ from sgd_sai.given_scales import check_whole
 from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.messages import name_of
 from sgd_sai.options import Group
-from sgd_sai.quantized import WIDE, absmax_in, create_momentum8, fits_8_bits, is_large
+from sgd_sai.quantized import WIDE, absmax_in, cast_back, create_momentum8, fits_8_bits, is_large
 from sgd_sai.rounding import compensation_dtype, compensation_of
 
 #: The g-SNR of a block without elements: it neither waits for a scale nor needs a normaliser.
@@ -132,6 +132,7 @@ def create_buffers(state: State, param: Tensor, group: Group) -> None:
     if lacks_momentum(state, group):
         create_momentum(state, param, group)
     elif state.get("momentum_buffer") is not None:
+        cast_back(state)
         in_8_bits = state["momentum_buffer"].dtype == torch.int8
         if in_8_bits and absmax_in(state) is None:
             raise ValueError(
