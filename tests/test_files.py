@@ -116,6 +116,13 @@ def test_a_lock_empties_nothing(tmp_path: Path) -> None:
         assert target.read_bytes() == b"kept"
 
 
+def test_a_pipe_is_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    os.mkfifo(path)  # opening it would wait for another end
+    with pytest.raises(OSError, match="no file"), locked(path):
+        pass
+
+
 def in_the_locales_encoding(source: str) -> list[str]:
     """The calls of a source that read or write text without naming an encoding."""
     found = []

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 # Characters of JSON that stay on one line, whatever they hold.
 _SHORT = 140
+
+
+def content(path: Path) -> bytes | None:
+    """Return the bytes of a file; None if there is none; OSError if a folder, say, has its name."""
+    if not path.exists():
+        return None
+    if not path.is_file():  # reading from a pipe, or from /dev/zero, might never end
+        raise OSError("it is no file")
+    return path.read_bytes()
+
+
+def appended(path: Path) -> BinaryIO:
+    """Open a file for appending, a new one if there is none; OSError if a pipe, say, has its name.
+
+    Opening a pipe might never end.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return path.open("ab")
 
 
 def write_aside(path: Path, content: str | bytes) -> None:
@@ -63,7 +83,7 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
     """
     import fcntl  # which Windows lacks: records can be read there
 
-    with path.open("ab") as lock:  # appended to: behind a link there may be a file that holds something
+    with appended(path) as lock:  # behind a link there may be a file that holds something
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -221,3 +221,44 @@ def test_what_a_record_says_steers_no_terminal(tmp_path, capsys):
         line = rejected(given, capsys)
         assert str(path) in line
         assert {*"\x1b\x07\x9b"} & {*line} == set()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "report {}",
+        "report . --out {}",
+        "report . --pack {}",
+        "compare --tuned {}",
+        "tune --tuned {}",
+        "memory {}",
+        "gsnr cnn --html {}",
+        "compare --out {}",
+        "compare --task gpt --data {}",
+    ],
+)
+def test_a_name_that_is_too_long(command, capsys):
+    name = "x" * 300
+    line = rejected(command.format(name).split(), capsys)
+    assert name in line
+    assert "File name too long" in line
+
+
+def test_a_pipe_is_not_waited_for(tmp_path, capsys):
+    """What stands in the way of a file is named; nothing is read from it."""
+    pipe, study = tmp_path / "pipe", tmp_path / "study"
+    study.mkdir()
+    os.mkfifo(pipe)
+    os.mkfifo(study / "runs.jsonl")
+    for given in (["compare", "--tuned", str(pipe)], ["memory", str(pipe)]):
+        assert f"{pipe}: " in rejected(given, capsys)
+    assert "runs.jsonl: not the records of runs (it is no file)" in rejected(["report", str(study)], capsys)
+    assert "/dev/zero: not a file of" in rejected(["compare", "--tuned", "/dev/zero"], capsys)
+
+
+def test_ranks_that_cannot_meet(capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    assert "WORLD_SIZE: given 'two'; allowed: a number" in rejected(["compare", "--task", "cnn"], capsys)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    assert "WORLD_SIZE: given 2 without RANK" in rejected(["compare", "--task", "cnn"], capsys)

@@ -62,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = 0
         except CommandError as error:
             return _failed(str(error), 2)
+        except OSError as error:
+            if error.filename is None:
+                raise  # of no file that was named
+            return _failed(f"cannot use {error.filename}: {error.strerror}", 2)
         except KeyboardInterrupt:
             return _failed("interrupted", ctrl_c.EXIT_CODE)
         unwritten = failure()

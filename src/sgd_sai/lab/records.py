@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from sgd_sai.files import write_aside, write_json
+from sgd_sai.files import content, write_aside, write_json
 from sgd_sai.lab.faults import damage_named
 from sgd_sai.lab.fields import EvaluationLine, Machine, Result, TaskAsRun, TrainingLine, Tuning
 from sgd_sai.lab.optimizers import OPTIMIZERS
@@ -28,15 +28,6 @@ RUN, METRICS, CHECKPOINT, GSNR = "run.json", "metrics.jsonl", "checkpoint.pt", "
 PICTURES, TEXT = "samples.png", "samples.txt"
 Status = Literal["running", "interrupted", "diverged", "finished"]
 _LINES = "the metrics of a run"
-
-
-def content(path: Path) -> bytes | None:
-    """Return the bytes of a file; None if there is none; OSError if a folder, say, has its name."""
-    if not path.exists():
-        return None
-    if not path.is_file():  # reading from a pipe might never end
-        raise OSError("it is no file")
-    return path.read_bytes()
 
 
 def _json(path: Path) -> Any:
@@ -237,8 +228,10 @@ class Run:
 
 
 def check_metrics(folder: Path, keep: int) -> None:
-    """Raise `DamagedRun` unless the first `keep` bytes of `metrics.jsonl` are whole lines of a run."""
+    """Raise `DamagedRun` unless `metrics.jsonl` can be cut after `keep` bytes, whole lines of a run."""
     with damage_named(folder / METRICS, _LINES):
+        if (folder / METRICS).is_symlink():
+            raise ValueError("it is a link, and the file that it points to would be cut")
         _read_metrics(folder, keep)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sgd_sai.files import encoded, write_aside
+from sgd_sai.files import content, encoded, write_aside
 from sgd_sai.lab.schema import parse
 
 Row = dict[str, Any]
@@ -24,7 +24,9 @@ _Shared = dict[str, dict[int, Any]]
 
 def read(path: Path) -> list[Row]:
     """Return the rows; OSError, or ValueError that names the line which is not one of a table."""
-    return _parse(path.read_text("utf-8"))[0]
+    if (found := content(path)) is None:
+        raise OSError("it is missing")
+    return _parse(found.decode())[0]
 
 
 def write(path: Path, rows: Iterable[Row], shared: Collection[str] = ()) -> None:

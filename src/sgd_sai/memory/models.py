@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sgd_sai.factory import import_factory, one_line
+from sgd_sai.files import content
 from sgd_sai.peers.imports import muted
 
 
@@ -93,10 +94,10 @@ def _built_in(class_name: str, settings: dict[str, Any]) -> nn.Module:
 def _from_config(path: Path) -> nn.Module:
     transformers = _transformers()
     try:
-        settings = json.loads(path.read_text("utf-8"))
+        settings = json.loads((content(path) or b"").decode())
     except OSError as error:
-        raise ValueError(f"model: cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+        raise ValueError(f"model: cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"model: {path} is not JSON ({error})") from None
     if not isinstance(settings, dict) or not isinstance(settings.get("model_type"), str):
         raise ValueError(f"model: {path} has no 'model_type'; needed: a config.json of transformers")

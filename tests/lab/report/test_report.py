@@ -165,5 +165,13 @@ def test_a_record_draws_no_formula_and_breaks_no_figure(text):
     assert not figure.plain(text).replace("\\$", "").count("$")
 
 
+def test_an_axis_goes_as_far_as_the_g_snr():
+    run = next(run for run in read_runs([STUDY]) if run.gsnr is not None)
+    (step, values), *_ = run.gsnr.steps.items()
+    for far in (1e30, 1e-99):  # as an integer, a power of ten is too large for an axis from 19 on
+        steps = {**run.gsnr.steps, step: [far, *values[1:]]}
+        assert "gsnr" in figure.draw(by_task([replace(run, gsnr=replace(run.gsnr, steps=steps))]))
+
+
 def at_a_point(run):
     return replace(run, record=replace(run.record, config=replace(run.record.config, weight_decay=0.1)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -203,3 +204,24 @@ def test_what_lies_beside_a_checkpoint_fits_it(file, change, reason, out, capsys
     assert line.startswith(f"sgd-sai: {path}: not ")
     assert reason in line
     assert files_of(out / RUN) == before
+
+
+def test_metrics_behind_a_link_are_not_cut(out, tmp_path, capsys):
+    """Nor is a pipe waited for: what goes on from nothing looks at them as well."""
+    target, path = tmp_path / "target", out / RUN / "metrics.jsonl"
+    target.write_text("of another")
+    (out / RUN / CHECKPOINT).unlink()
+    for reason, make in {
+        "a link": lambda: path.symlink_to(target),
+        "no file": lambda: os.mkfifo(path),
+    }.items():
+        path.unlink()
+        make()
+        record = (out / RUN / "run.json").read_bytes()
+        capsys.readouterr()
+        assert resumed(out) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"sgd-sai: {path}: not the metrics of a run")
+        assert reason in line
+        assert target.read_text() == "of another"
+        assert (out / RUN / "run.json").read_bytes() == record

@@ -71,9 +71,9 @@ def test_a_checkpoint_falls_on_a_logged_step():
     assert CHECKPOINT_EVERY % LOG_EVERY == 0
 
 
-@pytest.mark.parametrize("optimizer", ["sgd-sai", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd-sai", "adamw", "muon"])
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, optimizer):
-    lr = {"sgd-sai": "0.5", "adamw": "0.001"}[optimizer]
+    lr = {"sgd-sai": "0.5", "adamw": "0.001", "muon": "0.001"}[optimizer]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run = f"cnn-{optimizer}-0"
     assert main(compare(whole, steps=STEPS, optimizer=optimizer, lr=lr)) == 0

@@ -117,7 +117,7 @@ def _gsnr(axes: Axes, task: TaskSummary, row: Row, gsnr: BlockGSNR) -> None:
         points = [math.nan if value is None else value for value in values]
         axes.semilogy(list(gsnr.steps), points, color=_colour(row), linewidth=1, alpha=0.6)
     low, high = gsnr.decades
-    axes.set_ylim(10**low, 10**high)
+    axes.set_ylim(10.0**low, 10.0**high)
     _dress(axes, task.title, f"g-SNR of blocks, {row.label}, seed {row.runs[0].record.config.seed}")
     axes.set_xlabel("steps", color=_SOFT)
 

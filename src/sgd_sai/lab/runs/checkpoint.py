@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sgd_sai.files import write_aside
+from sgd_sai.files import content, write_aside
 from sgd_sai.lab.faults import damage_named
-from sgd_sai.lab.records import CHECKPOINT, RunConfig, content, differences
+from sgd_sai.lab.records import CHECKPOINT, RunConfig, differences
 from sgd_sai.lab.runs import processes
 from sgd_sai.lab.schema import AtLeastOne, Count, NotNegative, check
 
@@ -35,13 +35,15 @@ class Progress(TypedDict):
 
 
 class _OptimizerState(TypedDict):
+    """Of an optimizer that is made of two, as Muon and AdamW, each of the "parts" is one."""
+
     state: object
     param_groups: list[dict[str, object]]
 
 
 class _States(Progress):
     model: dict[str, Tensor]
-    optimizer: _OptimizerState
+    optimizer: dict[str, Any]
     rng: Tensor
     cuda_rng: list[Tensor]
 
@@ -144,7 +146,10 @@ def _check_fits(
     for name in dict.fromkeys((*needed, *held)):
         if held.get(name) != needed.get(name):
             raise ValueError(f"{name} is {held.get(name, 'missing')}, not {needed.get(name, 'in the model')}")
-    for group, built in zip(saved["optimizer"]["param_groups"], optimizer.param_groups, strict=True):
+    of_optimizer = saved["optimizer"]
+    parts = check(list[_OptimizerState], of_optimizer.get("parts", [of_optimizer]), "optimizer")
+    groups = [group for part in parts for group in part["param_groups"]]
+    for group, built in zip(groups, optimizer.param_groups, strict=True):
         if missing := sorted(built.keys() - group.keys()):
             raise ValueError(f"it is of another optimizer, without {missing[0]!r}")
 

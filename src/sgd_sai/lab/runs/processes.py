@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from sgd_sai.cli import CommandError
 from sgd_sai.lab.tasks.problem import Batch
 
 T = TypeVar("T")
 
+_OF_TORCHRUN = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PATIENCE = timedelta(hours=3)  # while rank 0 trains a model that a task starts from
 # Seconds. DTensor's caches keep gloo's threads alive. A thread that still holds a tensor needs Python to let
 # it go, and aborts the process if Python is ending by then (torch 2.13: one run of FSDP2 in fourteen).
@@ -33,8 +35,11 @@ _PARTING = 0.2
 
 
 def started() -> int:
-    """Return how many ranks torchrun has started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Return how many ranks torchrun has started; CommandError if WORLD_SIZE is no number."""
+    given = os.environ.get("WORLD_SIZE", "1")
+    if not given.isdecimal() or int(given) < 1:
+        raise CommandError(f"WORLD_SIZE: given {given!r}; allowed: a number of ranks, or unset it")
+    return int(given)
 
 
 @contextmanager
@@ -43,6 +48,10 @@ def group() -> Iterator[None]:
     if started() == 1:
         yield
         return
+    if missing := [name for name in _OF_TORCHRUN if not os.environ.get(name)]:
+        raise CommandError(
+            f"WORLD_SIZE: given {started()} without {missing[0]}; allowed: all that torchrun sets, or nothing"
+        )
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

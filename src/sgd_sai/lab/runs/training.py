@@ -209,6 +209,7 @@ class Training:
         """Take over the checkpoint, if there is one; return how many bytes of the metrics belong to it."""
         saved = checkpoint.restore(self.folder, self.model, self.optimizer, self.config, self.problem.data)
         if saved is None:
+            processes.decided(partial(check_metrics, self.folder, 0))
             return 0
         self.step, self.seconds = saved["step"], saved["seconds"]
         kept = saved["metrics_bytes"]
