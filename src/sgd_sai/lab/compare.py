@@ -13,7 +13,7 @@ from typing import Any
 
 from sgd_sai.cli import CommandError
 from sgd_sai.lab import arguments, tune, tuned
-from sgd_sai.lab.faults import faults_told
+from sgd_sai.lab.faults import faults_told, then_reported
 from sgd_sai.lab.optimizers import OPTIMIZERS
 from sgd_sai.lab.records import RunConfig
 from sgd_sai.lab.report.command import write as write_report
@@ -54,14 +54,15 @@ def run(args: argparse.Namespace) -> int:
         with processes.first_alone():  # it may train a model that the others find
             arguments.check_data({each.config.task for each in planned}, args.data)
         processes.decided(partial(arguments.make_folder, out, args.resume))
-        with faults_told("--out", out):
-            try:
-                with run_pool(sum(run.config.steps for run in planned)) as runs:
-                    died = runs.run_all(planned, jobs)
-            finally:
-                if processes.first() and any(out.glob("*/run.json")):
-                    write_report([out], out / "report.html")
+        steps = sum(run.config.steps for run in planned)
+        with faults_told("--out", out), then_reported(partial(_report, out)), run_pool(steps) as runs:
+            died = runs.run_all(planned, jobs)
     return 1 if died else 0
+
+
+def _report(out: Path) -> None:
+    if processes.first() and any(out.glob("*/run.json")):
+        write_report([out], out / "report.html")
 
 
 def _check_ranks(args: argparse.Namespace, jobs: int) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sgd_sai.cli import CommandError
@@ -38,6 +38,18 @@ def faults_told(option: str, out: Path) -> Iterator[None]:
         raise CommandError(str(error)) from None
     except OSError as error:  # such as a disk that is full, whose error does not name the file
         raise CommandError(f"{option}: cannot write to {out}: {_reason(error)}") from None
+
+
+@contextmanager
+def then_reported(report: Callable[[], None]) -> Iterator[None]:
+    """Report afterwards, also after an error or Ctrl-C, which is then told, whatever the report meets."""
+    try:
+        yield
+    except BaseException:
+        with suppress(UnusableRun, OSError):
+            report()
+        raise
+    report()
 
 
 def _reason(error: OSError) -> str:

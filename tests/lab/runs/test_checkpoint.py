@@ -225,3 +225,10 @@ def test_metrics_behind_a_link_are_not_cut(out, tmp_path, capsys):
         assert reason in line
         assert target.read_text() == "of another"
         assert (out / RUN / "run.json").read_bytes() == record
+
+
+def test_a_report_that_fails_too_does_not_hide_why_a_run_has_failed(out, capsys):
+    (out / RUN / CHECKPOINT).write_bytes(b"garbage")
+    (out / "other").mkdir()
+    (out / "other" / "run.json").write_text("{", "utf-8")
+    refused(out, capsys)

@@ -21,7 +21,7 @@ from sgd_sai.cli.console import print_line
 from sgd_sai.cli.secrets import scrubbed, shown_address
 from sgd_sai.files import write_aside
 from sgd_sai.lab import arguments
-from sgd_sai.lab.faults import faults_told
+from sgd_sai.lab.faults import faults_told, then_reported
 from sgd_sai.lab.numbers import exact
 from sgd_sai.lab.reading import read_runs
 from sgd_sai.lab.records import Record, RunConfig
@@ -92,20 +92,21 @@ def run(args: argparse.Namespace) -> int:
         why = scrubbed((str(error).splitlines() or [type(error).__name__])[0], url)
         raise CommandError(f"--storage: cannot open {shown_address(url)}: {why}") from None
     failed = 0
-    with faults_told("--out", out):
-        try:
-            for config in grids:
-                name = f"{config.task}-{config.optimizer}-{config.seed}"
-                trials = Trials(name, storage, axes, _identity(config), partial(alone, url))
-                failed += _complete(trials, config, out, jobs, GROWTHS if args.widen else 0)
-        finally:
-            if any(out.glob("*/run.json")):
-                runs = read_runs([out])
-                write_aside(out / "sweep.html", page.page(runs))
-                write_aside(out / "sweep.png", page.figure(runs))
-                print_line(f"report: {out / 'sweep.html'}")
-                print_line(f"figure: {out / 'sweep.png'}")
+    with faults_told("--out", out), then_reported(partial(_report, out)):
+        for config in grids:
+            name = f"{config.task}-{config.optimizer}-{config.seed}"
+            trials = Trials(name, storage, axes, _identity(config), partial(alone, url))
+            failed += _complete(trials, config, out, jobs, GROWTHS if args.widen else 0)
     return 1 if failed else 0
+
+
+def _report(out: Path) -> None:
+    if any(out.glob("*/run.json")):
+        runs = read_runs([out])
+        write_aside(out / "sweep.html", page.page(runs))
+        write_aside(out / "sweep.png", page.figure(runs))
+        print_line(f"report: {out / 'sweep.html'}")
+        print_line(f"figure: {out / 'sweep.png'}")
 
 
 def _complete(trials: Trials, first: RunConfig, out: Path, jobs: int, growths: int) -> int:
