@@ -155,7 +155,10 @@ def saved_otherwise(folder: Path, saved: dict[str, Any], end: dict[str, Any]) ->
 
 
 def assert_goes_on(optimizer: SGDSaI, saved: dict[str, Any], end: dict[str, Any]) -> None:
-    """What was loaded is what was saved, and training goes on, bit for bit, but where 8 bits became 16."""
+    """What was loaded is what was saved, and training goes on, bit for bit, but where 8 bits became 16.
+
+    Other numbers of ranks cut columns into others, whose momenta are rounded by other random bits.
+    """
     found = outcome(optimizer)
     alike = {name for name in saved if saved[name].keys() == found[name].keys()}
     for name in saved.keys() - alike:
@@ -165,7 +168,12 @@ def assert_goes_on(optimizer: SGDSaI, saved: dict[str, Any], end: dict[str, Any]
         assert torch.equal(found[name]["param"], saved[name]["param"]), name
     assert_equal(found, saved, alike)
     train(optimizer, range(SAVED, END))
-    assert_equal(outcome(optimizer), end, alike)
+    found = outcome(optimizer)
+    cut_in_columns = alike & {"columns.weight"}
+    assert_equal(found, end, alike - cut_in_columns)
+    for name in cut_in_columns:
+        before, after, other = (of[name]["param"] for of in (saved, end, found))
+        assert (other - after).abs().max() < 0.1 * (after - before).abs().max()
 
 
 def assert_equal(found: dict[str, Any], truth: dict[str, Any], names: set[str]) -> None:

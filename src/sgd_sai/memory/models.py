@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,7 +96,10 @@ def _built_in(class_name: str, settings: dict[str, Any]) -> nn.Module:
 def _from_config(path: Path) -> nn.Module:
     transformers = _transformers()
     try:
-        settings = json.loads((content(path) or b"").decode())
+        held = content(path)
+        if held is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        settings = json.loads(held.decode())
     except OSError as error:
         raise ValueError(f"model: cannot read {path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
