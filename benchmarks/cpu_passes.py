@@ -30,7 +30,7 @@ LR, DECAY = 1e-4, 1e-2  # 1 − λη is not 1 in float32: decay is not left out
 
 def operations() -> dict[str, Callable[[], Any]]:
     """What the steps with momentum in 16 and in 8 bits are made of, each on one piece."""
-    m, u, level, drawn = (torch.rand(PIECE) for _ in range(4))
+    m, u, level, drawn, squares = (torch.rand(PIECE) for _ in range(5))
     bits, held = m.view(torch.int32), drawn.view(torch.int32)
     narrow, codes = m.bfloat16(), torch.randint(-127, 128, (PIECE,), dtype=torch.int8)
     q, size = u.view(torch.int16).view(2, -1)
@@ -50,12 +50,12 @@ def operations() -> dict[str, Callable[[], Any]]:
         "8 bits: |m|": lambda: torch.abs(m, out=u),
         "8 bits: the largest of a row": lambda: torch.amax(rows, dim=1, out=absmax),
         "8 bits: × 127² over the largest": lambda: rows.mul_(row),
-        "8 bits: √": lambda: torch.sqrt(u, out=level),
+        "8 bits: √": lambda: torch.sqrt(squares, out=level),
         "8 bits: floor": lambda: level.floor_(),
-        "8 bits: − floor²": lambda: u.addcmul_(level, level, value=-1),
-        "8 bits: − 2 floor × random": lambda: u.addcmul_(level, drawn, value=-2),
-        "8 bits: > random": lambda: torch.gt(u, drawn, out=u),
-        "8 bits: + 1 if so": lambda: level.add_(u),
+        "8 bits: − floor²": lambda: u.addcmul_(squares, squares, value=-1),
+        "8 bits: − 2 floor × random": lambda: u.addcmul_(squares, drawn, value=-2),
+        "8 bits: > random": lambda: torch.gt(squares, drawn, out=u),
+        "8 bits: + 1 if so": lambda: level.add_(squares),
         "8 bits: sign": lambda: m.sign_(),
         "8 bits: × sign": lambda: level.mul_(m),
         "8 bits: to int8": lambda: codes.copy_(level),
