@@ -17,7 +17,8 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 
 from optimizer_info import WAYS, give_gradients
 from sgd_sai import SGDSaI, gradient_release
-from sgd_sai.rounding import compensation_of, exactly, round_to
+from sgd_sai.compensation import compensation_of
+from sgd_sai.rounding import exactly, round_to
 from sgd_sai.update import quantized, widened
 
 FOR_LOOP = WAYS["for-loop"]

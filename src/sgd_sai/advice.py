@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from sgd_sai.distributed.wrappers import trains_apart
 from sgd_sai.gsnr import UNLATCHED, Moments
 from sgd_sai.messages import listed, name_of, warn
-from sgd_sai.options import Group, is_given
+from sgd_sai.options import Group, measures
 from sgd_sai.several_optimizers import warn_of_parts
 from sgd_sai.state import is_unlatched
 
@@ -101,11 +101,7 @@ def _of_unlatched(optimizer: SGDSaI) -> None:
 
 
 def _of_gradients_apart(optimizer: SGDSaI, groups: Sequence[Group]) -> None:
-    measures = any(
-        group["normalize"] == "rms" or not (is_given(group["scale"]) or group["scale"] == "sqrt_d")
-        for group in groups
-    )
-    if measures and trains_apart() and _once(optimizer, "apart"):
+    if any(map(measures, groups)) and trains_apart() and _once(optimizer, "apart"):
         warn(
             "SGDSaI: the averager of PostLocalSGDOptimizer has no warmup_steps, so each rank has measured a "
             "gradient of its own, and keeps its own scales. Average the gradients of the first step over all "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress, repeat, starmap
+from itertools import compress, repeat
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -172,15 +172,16 @@ def blocks_of(index: int, param: Tensor, grad: Tensor, state: State, group: Grou
     n = len(keys)
     momentum: Tensor | None = state.get("momentum_buffer")
     absmax = absmax_in(state)
-    θs, gs = (map(gsnr.as_real, local_parts(tensor, n)) for tensor in (param, grad))
-    ms: Iterator[Momentum] = repeat(None)
+    θs, gs = local_parts(param, n), local_parts(grad, n)
+    ms: list[Momentum] = [None] * n
     if momentum is not None:
-        absmaxes = repeat(None) if absmax is None else local_parts(absmax, n)
-        of_parts = zip(local_parts(momentum, n), absmaxes, _noises(index, param, n), strict=False)
-        ms = starmap(_momentum, of_parts)
+        absmaxes: Sequence[Any] = [None] * n if absmax is None else local_parts(absmax, n)
+        # To find the place of a shard takes longer than all else here.
+        noises = _noises(index, param, n) if momentum.dtype in FEW_BITS else [Noise(index)] * n
+        ms = list(map(_momentum, local_parts(momentum, n), absmaxes, noises))
     roundings = _roundings(index, param, state, group, n)
-    for θ, g, m, rounding, key in zip(θs, gs, ms, roundings, keys, strict=False):
-        yield Block(θ, g, m, rounding, grad, state, key, index)
+    for θ, g, m, rounding, key in zip(θs, gs, ms, roundings, keys, strict=True):
+        yield Block(gsnr.as_real(θ), gsnr.as_real(g), m, rounding, grad, state, key, index)
 
 
 def _momentum(stored: Tensor, absmax: Tensor | None, noise: Noise) -> Momentum:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from sgd_sai.compensation import from_bytes, in_bytes, is_in_bytes
 from sgd_sai.distributed.layout import laid_out_as, local
 from sgd_sai.fitting import (
     BEGUN,
@@ -26,14 +27,12 @@ from sgd_sai.fitting import (
     fitted_group,
     fitted_state,
     has_gsnr,
-    is_in_bytes,
 )
 from sgd_sai.gsnr import UNLATCHED, has_data, hold_something, measure
 from sgd_sai.messages import listed, name_of, warn
 from sgd_sai.names import in_order_of
 from sgd_sai.options import Group, check_options, check_param, is_given
 from sgd_sai.quantized import WIDE, absmax_in_shape, absmax_of, block_by_index
-from sgd_sai.rounding import from_bytes, in_bytes
 from sgd_sai.state import (
     UNKNOWN,
     create_momentum,

@@ -23,7 +23,7 @@ from sgd_sai.distributed.layout import Part, part_of
 from sgd_sai.given_scales import given_gsnr
 from sgd_sai.gsnr import LARGEST, UNLATCHED, Moments, has_data
 from sgd_sai.messages import given_name, name_of
-from sgd_sai.options import Group, is_given
+from sgd_sai.options import Group, is_given, measures
 from sgd_sai.quantized import Momentum, Momentum8, stored_in
 from sgd_sai.state import (
     UNKNOWN,
@@ -238,7 +238,7 @@ def _measure(
         )
         return moments[: len(parts)], begun[: len(parts)]
     for group, members in unlatched:
-        if group["normalize"] == "rms" or not (is_given(group["scale"]) or group["scale"] == "sqrt_d"):
+        if measures(group):
             raise RuntimeError(
                 f"SGDSaI: the gradient of {name_of(group, members[0].index)} has no data (meta device or "
                 "FakeTensorMode), so no g-SNR can be measured; allowed: scale='sqrt_d' or scales by name, "

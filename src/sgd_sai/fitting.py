@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from sgd_sai.compensation import is_in_bytes
 from sgd_sai.distributed.layout import is_spread
 from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.options import RULES, STATE_DTYPES, Group, is_given
@@ -195,11 +196,6 @@ def _check_like(name: str, value: object, param: Tensor, split: int) -> None:
         raise ValueError(f"{name} is {has}, the parameter {tuple(param.shape)}")
     if (value.dtype.is_complex, value.dtype.is_floating_point) != kind:
         raise ValueError(f"{name} is of {value.dtype}, the parameter of {param.dtype}")
-
-
-def is_in_bytes(compensation: Tensor, param: Tensor) -> bool:
-    """True for lower halves as they are saved, also where torch.optim has cast them as it casts all state."""
-    return compensation.dtype == torch.int8 or (not is_lazy(param) and compensation.dim() > param.dim())
 
 
 def _latched_or_not(key: str, raw: object) -> float:

@@ -248,8 +248,10 @@ class SGDSaI(Optimizer):
             columns = columns_of(blocks, group) if isinstance(blocks, list) else blocks
             # torch.distributed.checkpoint creates the state by a step with lr = 0 that gives no scale, and
             # rounds nothing. With a scale momenta are rounded, whatever lr is.
-            creates = bool(columns.params) and not has_scales([group], self.state) and group["lr"] == 0
-            step = next_step(group, compiling, counts=alone is None and not creates)
+            counts = alone is None and (
+                not columns.params or has_scales([group], self.state) or bool(group["lr"] != 0)
+            )
+            step = next_step(group, compiling, counts=counts)
             advice.of_decay(self, group)
             if not columns.params:
                 continue

@@ -53,6 +53,11 @@ def is_given(scale: object) -> TypeGuard[Mapping[str, float]]:
     return isinstance(scale, Mapping)
 
 
+def measures(group: Group) -> bool:
+    """True if the group's scales depend on the values of gradients."""
+    return group["normalize"] == "rms" or not (is_given(group["scale"]) or group["scale"] == "sqrt_d")
+
+
 def _is_number(given: Any) -> bool:
     return isinstance(given, Real) and not isinstance(given, bool)
 

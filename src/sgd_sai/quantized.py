@@ -184,7 +184,7 @@ class Momentum8:
 
 
 #: The dtypes of a momentum that is rounded stochastically.
-FEW_BITS = frozenset((torch.int8, torch.bfloat16, torch.float16))
+FEW_BITS = frozenset((torch.int8, torch.bfloat16, torch.float16, torch.complex32))
 
 #: A momentum of fewer bits than the arithmetic has, of which an update must know how it is rounded.
 FewBits = Momentum16 | Momentum8

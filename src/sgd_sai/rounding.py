@@ -18,7 +18,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sgd_sai.distributed.layout import is_spread, local, spread_as
 from sgd_sai.options import Group
 
 #: Elements of a parameter, one after the other, that have bits of their own; even.
@@ -62,45 +61,6 @@ def kind_of(rounding: Rounding) -> str:
     if rounding is None:
         return "nearest"
     return "stochastic" if isinstance(rounding, Noise) else "kahan"
-
-
-def compensation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the compensation of a parameter of 16 bits."""
-    return torch.int16 if dtype == torch.bfloat16 else dtype
-
-
-@torch.no_grad()
-def compensation_of(θ: Tensor, held: Tensor) -> Tensor:
-    """A compensation as θ's dtype has it, from one of another dtype.
-
-    The model was cast after some steps, or the state is older: the compensation of a bfloat16 was once what
-    rounding lost, in bfloat16. What is more than half a unit in θ's last place is none, and becomes 0.
-    """
-    if θ.dtype != torch.bfloat16:
-        if held.dtype == torch.int16:
-            narrow = θ.to(torch.bfloat16)
-            held = exactly(narrow, held) - narrow.float()
-        return held.to(θ.dtype)
-    wide = θ.float()
-    low = (wide + held).view(torch.int32) - wide.view(torch.int32)
-    return torch.where(low.abs() <= 0x8000, low.clamp_max(0x7FFF), 0).to(torch.int16)
-
-
-def in_bytes(low: Tensor) -> Tensor:
-    """Lower halves as they are saved: int8 of shape (*, 2), a view.
-
-    Process groups send no int16, and no cast to a floating dtype changes an int8.
-    """
-    pairs = local(low).unsqueeze(-1).view(torch.int8)
-    return spread_as(low, pairs, (*low.shape, 2)) if is_spread(low) else pairs
-
-
-def from_bytes(pairs: Tensor) -> Tensor:
-    """Lower halves, from what `in_bytes` has made of them, of whatever dtype that is now."""
-    here = local(pairs)
-    low = torch.empty_like(here[..., 0], dtype=torch.int16)
-    low.unsqueeze(-1).view(torch.int8).copy_(here)
-    return spread_as(pairs, low, pairs.shape[:-1]) if is_spread(pairs) else low
 
 
 def next_step(group: Group, compiling: bool, *, counts: bool) -> int | Tensor:
@@ -177,7 +137,7 @@ def in_16_bits(exact: Tensor, drawn: Tensor, dtype: torch.dtype) -> Tensor:
 
     A NaN may become a number.
     """
-    if dtype == torch.bfloat16:
+    if dtype == torch.bfloat16:  # the upper half of a float32: add a random lower half, then drop it
         return (exact.view(torch.int32) + drawn).bitwise_and_(-0x10000).view(torch.float32)
     size = exact.abs()
     # Below 2⁻¹⁴ the steps of float16 are 2⁻²⁴, as float32 with 10 bits of fraction has them from there on.
@@ -188,8 +148,7 @@ def in_16_bits(exact: Tensor, drawn: Tensor, dtype: torch.dtype) -> Tensor:
 
 def up_or_down(out: Tensor, exact: Tensor, drawn: Tensor) -> None:
     """Write `exact`, float32, to `out`, bfloat16, rounded by 16 random bits for each element."""
-    # A bfloat16 is the upper half of a float32: add a random lower half, then drop the lower half.
-    rounded = (drawn + exact.view(torch.int32)).bitwise_and_(-0x10000).view(torch.float32)
+    rounded = in_16_bits(exact, drawn, torch.bfloat16)
     out.copy_(torch.where(exact.isnan(), exact, rounded))  # the sum could carry a NaN over to a zero
 
 

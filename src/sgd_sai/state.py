@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from sgd_sai.compensation import compensation_dtype, compensation_of
 from sgd_sai.distributed.layout import contiguous, local
 from sgd_sai.given_scales import check_whole
 from sgd_sai.gsnr import UNLATCHED
 from sgd_sai.messages import name_of
 from sgd_sai.options import Group
 from sgd_sai.quantized import WIDE, absmax_in, cast_back, create_momentum8, fits_8_bits, is_large
-from sgd_sai.rounding import compensation_dtype, compensation_of
 
 #: The g-SNR of a block without elements: it neither waits for a scale nor needs a normaliser.
 EMPTY = 0.0

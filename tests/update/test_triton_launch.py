@@ -17,9 +17,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sgd_sai.compensation import compensation_of
 from sgd_sai.kernels import moments, tables
 from sgd_sai.quantized import Momentum8, Momentum16, create_momentum8
-from sgd_sai.rounding import Noise, compensation_of, exactly
+from sgd_sai.rounding import Noise, exactly
 from sgd_sai.update import quantized, reference
 from sgd_sai.update import triton_launch as way
 

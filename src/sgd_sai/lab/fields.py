@@ -78,7 +78,7 @@ class _Line(TypedDict):
 
 
 class TrainingLine(_Line):
-    """A line of `metrics.jsonl`, see above."""
+    """A line of training in `metrics.jsonl`; see `sgd_sai.lab.records`."""
 
     train_loss: float
     lr: float
@@ -90,6 +90,6 @@ class _Loss(_Line):
 
 
 class EvaluationLine(_Loss, total=False):
-    """Likewise."""
+    """A line of evaluation there."""
 
     val_accuracy: float

@@ -102,9 +102,7 @@ def _members(schema: Any, value: Mapping[str, Any], at: str) -> Any:
             raise ValueError(f"{at} has {_short(unknown[0])}, which is not known")
     if missing := sorted(needed - value.keys()):
         raise ValueError(f"{at} lacks {missing[0]!r}")
-    found = {}
-    for name, member in value.items():
-        found[_of(str, name, at, "a text")] = check(hints.get(name, Any), member, _inside(at, name))
+    found = {name: check(hints.get(name, Any), member, _inside(at, name)) for name, member in value.items()}
     return found if plain else schema(**found)
 
 
@@ -143,8 +141,6 @@ def _json(value: Any, at: str, depth: int = 0) -> Any:
     if isinstance(value, dict | list):
         for each in (*value, *value.values()) if isinstance(value, dict) else value:
             _json(each, at, depth + 1)
-    elif isinstance(value, str):
-        _of(str, value, at, "a text")
     elif isinstance(value, float):
         _number(float, value, at)
     return value

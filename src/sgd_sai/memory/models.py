@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,7 +96,7 @@ def _from_config(path: Path) -> nn.Module:
     try:
         held = content(path)
         if held is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            raise OSError("No such file or directory")
         settings = json.loads(held.decode())
     except OSError as error:
         raise ValueError(f"model: cannot read {path}: {error.strerror or error}") from None
